@@ -1,0 +1,34 @@
+# Two commands do all the set-up: `make bench` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: bench test check fault clean help
+
+help:            ## what can be made here
+	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	mkdir -p .typing && ln -sfn .. .typing/trilogue
+	touch $@
+
+bench: $(READY)  ## set up, then measure the throughput on an embedded Ray, verified
+	$(BIN)/trilogue bench throughput
+
+check: $(READY)  ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check      ## set up, check, then every test but the long ones
+	$(BIN)/pytest -m "not long"
+
+fault: $(READY)  ## the long runs with real processes
+	$(BIN)/pytest -m long tests/fault
+
+clean:           ## remove what make made
+	rm -rf .venv .typing build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,25 @@
+"""The journal of one store: identity and lock of its directory, and what it appended, durable and in order.
+
+``identity`` says whose directory it is, ``records`` what a journal holds besides frames, ``files`` how bytes get to the
+disk and back, ``scan`` what damage means when a journal is opened, ``journal`` puts them together. No asyncio, no Ray.
+"""
+
+from trilogue.actors.journal.files import JournalBroken, JournalFull
+from trilogue.actors.journal.identity import DirectoryLock, Identity, open_identity, try_lock
+from trilogue.actors.journal.journal import Journal
+from trilogue.actors.journal.records import Entry, FenceRecord, FrameFound, IncarnationRaised, Position
+
+__all__ = [
+    "Journal",
+    "try_lock",
+    "DirectoryLock",
+    "open_identity",
+    "Identity",
+    "Position",
+    "Entry",
+    "FrameFound",
+    "FenceRecord",
+    "IncarnationRaised",
+    "JournalFull",
+    "JournalBroken",
+]

@@ -1,0 +1,126 @@
+"""What a journal holds besides frames: its own control records, in the same layout with a flag set.
+
+Owns their kinds and their codec. It must not know files or what a fence is for. Rules:
+
+1. A record with no flag is a frame of a partition's log; one with exactly one known flag is a control record.
+2. A control record says where it lies: the header's `count` is its file's number, `index` its offset. So a copy of one
+   that a disk put elsewhere is never taken for it. (Frames are held in their places by their chain.)
+3. FILE is the first record of each file, and only that. Its `previous_bytes` is where the records of the file before
+   end: what vanishes at the end of an older file is noticed. Its `fences` says how many fences follow it: they were
+   in force when the file was begun, and were made durable before the file got its name.
+
+Payloads (msgpack):  FILE [format, store, incarnation, previous_bytes, fences] (a newer format may add items) ·
+FENCE [writer, address] · INCARNATION [incarnation].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgpack
+
+from trilogue.actors.protocol.errors import ProtocolError
+from trilogue.actors.protocol.frames import HEADER_BYTES, Header, encode_frame, padded
+
+FLAG_FILE = 1
+FLAG_FENCE = 2
+FLAG_INCARNATION = 4
+
+
+class Position(NamedTuple):
+    """Where a record lies: the file's number, the first byte, and how many bytes."""
+
+    file: int
+    offset: int
+    size: int
+
+
+class FrameFound(NamedTuple):
+    """A replayed frame. `payload` lies in a block of the file: who keeps it, and no copy, keeps the block in memory."""
+
+    header: Header
+    position: Position
+    payload: memoryview
+
+
+class FenceRecord(NamedTuple):
+    """A durable refusal of every epoch of `partition` below `epoch`: appended, and replayed."""
+
+    partition: int
+    epoch: int
+    writer: str
+    address: str
+
+
+class IncarnationRaised(NamedTuple):
+    """Here the store cut a damaged tail: what it does not have from before, it "cannot tell"."""
+
+    incarnation: int
+
+
+class FileRecord(NamedTuple):
+    """The first record of a file."""
+
+    format: int
+    store: str
+    incarnation: int
+    previous_bytes: int
+    fences: int
+
+
+Entry = FrameFound | FenceRecord | IncarnationRaised
+ControlRecord = FenceRecord | IncarnationRaised | FileRecord
+
+
+def follows(before: FenceRecord, fence: FenceRecord) -> bool:
+    """Whether `fence` may come after `before` in one partition: a higher epoch, or the same one of the same writer."""
+    return fence.epoch > before.epoch or (fence.epoch, fence.writer) == (before.epoch, before.writer)
+
+
+def control_bytes(record: ControlRecord) -> int:
+    """How many bytes the encoded record takes, wherever it will lie."""
+    return HEADER_BYTES + padded(len(_payload(record)))
+
+
+def encode_control(record: ControlRecord, *, log_id: int, file: int, offset: int) -> bytes:
+    """The record's bytes for exactly this place."""
+    if isinstance(record, FenceRecord):
+        flags, partition, epoch = FLAG_FENCE, record.partition, record.epoch
+    else:
+        flags, partition, epoch = (FLAG_FILE if isinstance(record, FileRecord) else FLAG_INCARNATION), 0, 0
+    data, _ = encode_frame(
+        log_id=log_id,
+        partition=partition,
+        epoch=epoch,
+        index=offset,
+        prev_crc=0,
+        count=file,
+        committed_upto=0,
+        payload=_payload(record),
+        flags=flags,
+    )
+    return data
+
+
+def decode_control(header: Header, payload: bytes | memoryview, *, file: int, offset: int) -> ControlRecord:
+    """The control record of an intact header and payload. Raises `ProtocolError` if it is none or belongs elsewhere."""
+    if (header.count, header.index) != (file, offset):
+        raise ProtocolError(f"a control record that belongs in file {header.count} at byte {header.index}")
+    try:
+        items = msgpack.unpackb(payload, use_list=True, raw=False)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise ProtocolError(f"a control record's payload is not msgpack: {error}") from None
+    match header.flags, items:
+        case 1, [int(), str(), int(), int(), int(), *_]:
+            return FileRecord._make(items[: len(FileRecord._fields)])
+        case 2, [str(writer), str(address)]:
+            return FenceRecord(header.partition, header.epoch, writer, address)
+        case 4, [int(incarnation)]:
+            return IncarnationRaised(incarnation)
+    raise ProtocolError(f"a control record of unknown shape: flags {header.flags:#06x}")
+
+
+def _payload(record: ControlRecord) -> bytes:
+    items = [record.writer, record.address] if isinstance(record, FenceRecord) else list(record)
+    packed: bytes = msgpack.packb(items, use_bin_type=True)
+    return packed

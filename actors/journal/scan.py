@@ -1,0 +1,310 @@
+"""Opening a journal: what is read back, and what damage means.
+
+Owns the rules below. It changes nothing on disk (``journal`` cuts, after this has allowed it) and must not know what a
+payload means.
+
+A record *verifies* if its header's CRC, its payload's CRC, its padding and its log_id hold, it lies wholly in its file,
+and it belongs where it lies: a control record says so itself (``records``), a frame fits its chain (``chain``).
+
+What is replayed is the longest run of records that verify, from the first file's start. If more follows:
+
+1. In any file but the newest: `Corrupt`. All of it was durable before the next file got its name, which says where the
+   records end. So is damage in a file's head (FILE and the fences repeated after it): it was durable before the name.
+2. In the newest file, if anything behind the damage proves that what is missing was committed: `Corrupt`. The proof is
+   an intact header of this log whose `committed_upto` is above the partition's last replayed index; or above all that is
+   known to be committed, in a higher epoch than the last replayed frame's: the missing one may supersede that frame. A
+   torn write does not look like this: what is committed was durable here before a later frame could say so. (Only a
+   power cut in the first write after a takeover can be mistaken for the second case, and only if a header is gone.)
+3. Otherwise the tail may be a torn write, which was never answered: it is cut, and the incarnation raised. The replay
+   keeps all that it knows to be committed: a frame's `committed_upto` is below its own index, and no frame at or below
+   it is superseded.
+4. Nothing but zeros behind the last record, or the file's end, is a clean end.
+
+Bodies can contain journal frames, so what looks like a header behind the damage may be a user's bytes. Where the
+damaged record's own header still verifies, the search starts behind that record, and it never looks inside a whole
+frame. Beyond that the safe side is taken: a false proof refuses to open, and cuts nothing. It takes more than a copy,
+though: a copy of a real frame claims only what was committed before the copy was sent, and a member of that partition
+had that on disk before it stored the copy.
+
+An intact header of a newer version is no damage: `NewerFormat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from zlib import crc32
+
+from trilogue.actors.journal.chain import Chain
+from trilogue.actors.journal.files import BLOCK_BYTES, ZEROS, FileReader, corrupt, file_path
+from trilogue.actors.journal.identity import FORMAT, Identity
+from trilogue.actors.journal.records import (
+    Entry,
+    FenceRecord,
+    FileRecord,
+    FrameFound,
+    IncarnationRaised,
+    Position,
+    control_bytes,
+    decode_control,
+    follows,
+)
+from trilogue.actors.protocol.errors import Corrupt, NewerFormat, ProtocolError
+from trilogue.actors.protocol.frames import (
+    ALIGNMENT,
+    HEADER_BYTES,
+    MAGIC,
+    VERSION,
+    Header,
+    check_payload,
+    decode_header,
+)
+
+_MAGIC_BYTES = MAGIC.to_bytes(4, "little")
+_ANY_BYTES = 1 << 33  # above what a header can say: files bound the frames here, not today's limits
+_NO_HEADER = ZEROS[:HEADER_BYTES]
+
+
+class _Damage(Exception):
+    """The record at `offset` does not verify. `header` is its own, if that is intact and fits the chain."""
+
+    def __init__(self, offset: int, what: str, header: Header | None = None) -> None:
+        super().__init__(what)
+        self.offset = offset
+        self.what = what
+        self.header = header
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Where the newest file's records end, and why what lies behind must be cut (empty: nothing does)."""
+
+    file: int
+    offset: int
+    file_bytes: int
+    torn: str
+
+
+@dataclass(slots=True)
+class Scanner:
+    """Replays the journal of one directory. `run` once; then `fences` and `incarnation` are what the journal says."""
+
+    directory: Path
+    identity: Identity
+    replay: Callable[[Entry], None]
+    fences: dict[int, FenceRecord] = field(default_factory=dict)
+    incarnation: int = 0
+    older_bytes: int = 0  # of records in all files but the newest
+    chains: dict[int, Chain] = field(default_factory=dict)
+
+    def run(self, numbers: Sequence[int]) -> Tail:
+        """Replay the files. Raises `Corrupt`, `NewerFormat`, or `JournalBroken` (a file cannot be synced)."""
+        for k, number in enumerate(numbers):
+            if number != k + 1:
+                raise corrupt(file_path(self.directory, k + 1), 0, "the file is missing")
+        head = self._head(numbers[0])
+        if head.previous_bytes:
+            raise corrupt(file_path(self.directory, numbers[0]), 0, "files before it are missing")
+        for number in numbers[:-1]:
+            following = self._head(number + 1)
+            self._sealed_file(number, head, following.previous_bytes)
+            head = following
+        return self._newest_file(numbers[-1], head)
+
+    def _head(self, number: int) -> FileRecord:
+        """The file's first record, checked against the directory's identity."""
+        with FileReader(self.directory, number) as file:
+            try:
+                found = self._record(file, 0)
+                if found is None:
+                    raise _Damage(0, "it starts with zeros")
+                try:
+                    record = decode_control(found[0], _payload(*found), file=number, offset=0)
+                except ProtocolError as error:
+                    raise _Damage(0, str(error)) from None
+            except _Damage as damage:
+                raise corrupt(file.path, 0, damage.what) from None
+            if not isinstance(record, FileRecord):
+                raise corrupt(file.path, 0, "it does not start with a FILE record")
+            if record.format > FORMAT:
+                raise NewerFormat(f"{file.path} has format {record.format}; this program knows {FORMAT}: upgrade it")
+            if record.store != self.identity.store:
+                raise corrupt(file.path, 0, f"it belongs to store {record.store}, not to {self.identity.store}")
+            return record
+
+    def _sealed_file(self, number: int, head: FileRecord, end: int) -> None:
+        with FileReader(self.directory, number) as file:
+            reached, damage, records = self._walk(file, head, min(end, file.size))
+            if damage:
+                raise corrupt(file.path, damage.offset, damage.what)
+            if reached != end or records <= head.fences:
+                raise corrupt(file.path, reached, f"its records should go on to byte {end}")
+            behind = file.first_nonzero(end)
+            if behind is not None:
+                raise corrupt(file.path, behind, f"there are bytes behind its end at {end}")
+            self.older_bytes += end
+
+    def _newest_file(self, number: int, head: FileRecord) -> Tail:
+        with FileReader(self.directory, number) as file:
+            end, damage, records = self._walk(file, head, file.size)
+            if damage is None:
+                nonzero = file.first_nonzero(end)
+                if nonzero is not None:
+                    damage = _Damage(end, f"zeros where a record should be, but byte {nonzero} is not zero")
+            if records <= head.fences:
+                raise corrupt(file.path, end, damage.what if damage else "its first fences are missing")
+            if damage is None:
+                return Tail(number, end, file.size, "")
+            self._refuse_if_committed(file, damage)
+            return Tail(number, end, file.size, f"{file.path} at byte {damage.offset}: {damage.what}")
+
+    def _refuse_if_committed(self, file: FileReader, damage: _Damage) -> None:
+        """Rule 2: raise `Corrupt` if something behind the damage proves that what is missing was committed."""
+        damaged = damage.header
+        # A frame reaches as far as its header says: what is inside it are its bodies.
+        behind = damage.offset + damaged.frame_bytes if damaged else damage.offset
+        for offset, header in self._intact_headers(file, behind):
+            chain = self._chain(header.partition)
+            last, epoch = chain.last_index, chain.last_epoch
+            if damaged and damaged.partition == header.partition:
+                last, epoch = damaged.index - 1, damaged.epoch
+            claimed = header.committed_upto
+            superseded = claimed > chain.committed_upto and header.epoch > epoch
+            if header.flags == 0 and (claimed > last or superseded):
+                raise corrupt(
+                    file.path,
+                    damage.offset,
+                    f"{damage.what}; the header at byte {offset} says that partition {header.partition} had committed "
+                    f"frame {claimed} in epoch {header.epoch}, and what can be read ends at {last} in epoch {epoch}",
+                )
+
+    def _intact_headers(self, file: FileReader, offset: int) -> Iterator[tuple[int, Header]]:
+        """What looks like headers of this log from `offset` on, but for those inside a whole frame."""
+        skip_to = offset
+        while offset < file.size:
+            block = file.read(offset, BLOCK_BYTES + HEADER_BYTES)
+            found = block.find(_MAGIC_BYTES)
+            while 0 <= found < BLOCK_BYTES:
+                at = offset + found
+                if at >= skip_to and at % ALIGNMENT == 0:
+                    header = self._header_at(file, at)
+                    if header is not None:
+                        yield at, header
+                        if _whole(file, at, header):
+                            skip_to = at + header.frame_bytes
+                found = block.find(_MAGIC_BYTES, found + 1)
+            offset += BLOCK_BYTES
+
+    def _header_at(self, file: FileReader, offset: int) -> Header | None:
+        try:
+            header = decode_header(file.view(offset, HEADER_BYTES), 0, _ANY_BYTES)
+        except ProtocolError:
+            return None
+        return header if header.log_id == self.identity.log_id else None
+
+    def _walk(self, file: FileReader, head: FileRecord, upto: int) -> tuple[int, _Damage | None, int]:
+        """Replay records until `upto`, zeros or damage: where that is, the damage, how many records came before."""
+        offset = control_bytes(head)
+        records = 1
+        self._raise_to(file, 0, head.incarnation)
+        while offset < upto:
+            try:
+                found = self._record(file, offset)
+                if found is None:
+                    break
+                self._take(file, offset, *found)
+            except _Damage as damage:
+                return offset, damage, records
+            offset += found[0].frame_bytes
+            records += 1
+        return offset, None, records
+
+    def _record(self, file: FileReader, offset: int) -> tuple[Header, memoryview] | None:
+        """The header and bytes of the intact record at `offset`; nothing where zeros are."""
+        head = file.view(offset, HEADER_BYTES)
+        if head == _NO_HEADER[: len(head)]:
+            return None
+        try:
+            header = decode_header(head, 0, _ANY_BYTES)
+        except ProtocolError as error:
+            if _is_newer(head):
+                version = head[4]
+                raise NewerFormat(f"{file.path} holds version {version} at byte {offset}: upgrade this program") from None
+            raise _Damage(offset, str(error)) from None
+        if header.log_id != self.identity.log_id:
+            raise _Damage(offset, f"a record of log {header.log_id}")
+        data = file.view(offset, header.frame_bytes)
+        try:
+            check_payload(header, data, 0)
+        except ProtocolError as error:
+            fits = header.flags == 0 and not self._chain(header.partition).problem(header)
+            raise _Damage(offset, str(error), header if fits else None) from None
+        return header, data
+
+    def _take(self, file: FileReader, offset: int, header: Header, data: memoryview) -> None:
+        """Replay an intact record if it belongs here."""
+        if header.flags == 0:
+            chain = self._chain(header.partition)
+            problem = chain.problem(header)
+            if problem:
+                raise _Damage(offset, problem)
+            chain.take(header)
+            self.replay(FrameFound(header, Position(file.number, offset, header.frame_bytes), _payload(header, data)))
+            return
+        try:
+            record = decode_control(header, _payload(header, data), file=file.number, offset=offset)
+        except ProtocolError as error:
+            raise _Damage(offset, str(error)) from None
+        if isinstance(record, FenceRecord):
+            self._fence(offset, record)
+        elif isinstance(record, IncarnationRaised):
+            self._raise_to(file, offset, record.incarnation)
+        else:
+            raise _Damage(offset, "a FILE record inside a file")
+
+    def _fence(self, offset: int, fence: FenceRecord) -> None:
+        before = self.fences.get(fence.partition)
+        if fence == before:
+            return
+        if before is not None and not follows(before, fence):
+            raise _Damage(offset, f"a fence of epoch {fence.epoch} after one of epoch {before.epoch}")
+        self.fences[fence.partition] = fence
+        self.replay(fence)
+
+    def _raise_to(self, file: FileReader, offset: int, incarnation: int) -> None:
+        if incarnation > self.identity.incarnation:
+            raise Corrupt(
+                f"{file.path} knows incarnation {incarnation} at byte {offset}, but store.json says "
+                f"{self.identity.incarnation}: it was replaced by an older one; "
+                "do not use this store, and keep its directory as it is"
+            )
+        if incarnation > self.incarnation:
+            if self.incarnation:
+                self.replay(IncarnationRaised(incarnation))
+            self.incarnation = incarnation
+
+    def _chain(self, partition: int) -> Chain:
+        chain = self.chains.get(partition)
+        if chain is None:
+            chain = self.chains[partition] = Chain()
+        return chain
+
+
+def _payload(header: Header, data: memoryview) -> memoryview:
+    return data[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
+
+
+def _whole(file: FileReader, offset: int, header: Header) -> bool:
+    try:
+        check_payload(header, file.view(offset, header.frame_bytes), 0)
+    except ProtocolError:
+        return False
+    return True
+
+
+def _is_newer(head: memoryview) -> bool:
+    """Whether these are the intact 64 bytes of a header that a newer version wrote."""
+    if len(head) < HEADER_BYTES or head[:4] != _MAGIC_BYTES or head[4] <= VERSION:
+        return False
+    return crc32(head[: HEADER_BYTES - 4]) == int.from_bytes(head[HEADER_BYTES - 4 :], "little")

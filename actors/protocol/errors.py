@@ -1,0 +1,148 @@
+"""Every error that a user can meet, and whose fault it is.
+
+Owns the tree below. It knows nothing of where an error is raised. Each message says what to do next, and each
+error survives pickling (positional arguments to ``super().__init__``), since Ray carries it between processes.
+
+::
+
+    TrilogueError
+    ├── UsageError                the caller's fault: nothing was stored, the same call fails again
+    │   ├── InvalidSession        not a non-empty UTF-8 string of at most 255 bytes
+    │   ├── InvalidSender         empty, too long, or with control characters
+    │   ├── InvalidRange          `after`, `limit`, `last` or `credit` out of bounds
+    │   ├── MessageTooLarge       the body is above `body_bytes_max`
+    │   └── InvalidSettings       partitions, copies, stores or an address that make no sense
+    ├── ConflictingRetry          this number was used before, for another body: a copied or restored outbox
+    ├── OutboxInUse               another process holds this outbox file
+    ├── OutboxUnusable            not an outbox, from a newer version, or its disk failed
+    ├── ClientClosed              the client was closed
+    │   └── Unsent                … while messages of an outbox in memory were not acked: `count` of them
+    ├── NotAuthorized             the token is wrong or missing
+    ├── ProtocolError             the peer does not speak this protocol, or its frame is malformed
+    ├── Overloaded                a bound is reached: wait (`drain`), then try again
+    ├── Unavailable               the system cannot do it now; it may later. For `send`: the message may have been stored
+    ├── ProofOfLoss               the system forgot what it had acked: stop, and run `trilogue verify`
+    ├── DataError                 the data directory's fault
+    │   ├── DirectoryInUse        another process holds it
+    │   ├── WrongCluster          it belongs to another cluster
+    │   ├── NewerFormat           it was written by a newer version
+    │   ├── DirectoryUnusable     it cannot be written, or lies on tmpfs
+    │   └── Corrupt               bytes that were known to be committed are damaged
+    └── LaunchError               the system could not be started as asked
+        └── SettingsDiffer        it runs, or its data was created, with other settings
+"""
+
+from __future__ import annotations
+
+
+class TrilogueError(Exception):
+    """The root of all that trilogue raises on purpose. `str(error)` is one line that says what to do next."""
+
+
+class UsageError(TrilogueError):
+    """The caller's fault: nothing was stored, and the same call would fail again."""
+
+
+class InvalidSession(UsageError, ValueError):
+    """The session's id is not a non-empty UTF-8 string of at most 255 bytes."""
+
+
+class InvalidSender(UsageError, ValueError):
+    """The sender's name is empty, too long, or holds control characters."""
+
+
+class InvalidRange(UsageError, ValueError):
+    """An `after`, `limit`, `last` or credit is out of its bounds."""
+
+
+class MessageTooLarge(UsageError, ValueError):
+    """The body is above `body_bytes_max`."""
+
+
+class InvalidSettings(UsageError, ValueError):
+    """Partitions, copies, stores or an address that make no sense: nothing was started or changed."""
+
+
+class ConflictingRetry(TrilogueError):
+    """This sender_id's number was used before, with another body: the outbox was copied or restored.
+
+    This message was **not** stored. Later ones go on under a new sender_id.
+    """
+
+
+class OutboxInUse(TrilogueError):
+    """Another process holds this outbox file."""
+
+
+class OutboxUnusable(TrilogueError):
+    """The file is no outbox, is from a newer version, or its disk failed."""
+
+
+class ClientClosed(TrilogueError):
+    """The client was closed before this was done. A message that it left in an outbox's file is sent by the next client."""
+
+
+class Unsent(ClientClosed):
+    """The client was closed while `count` messages of an outbox in memory were not acked: each stored once or not at all."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} messages were not acked when the client closed, and its outbox was in memory: "
+            "each is stored once or not at all; give Client(outbox=FILE) to keep them"
+        )
+
+
+class NotAuthorized(TrilogueError):
+    """The token is wrong or missing."""
+
+
+class ProtocolError(TrilogueError):
+    """The peer does not speak this protocol, or sent a malformed frame. Only that connection ends."""
+
+
+class Overloaded(TrilogueError):
+    """A bound is reached. Nothing was stored: wait (`drain`), then hand it over again."""
+
+
+class Unavailable(TrilogueError):
+    """The system cannot do it now. Raised for a message that was handed over, it *may* have been stored."""
+
+
+class ProofOfLoss(TrilogueError):
+    """The system no longer has what it had acked. Stop sending and run `trilogue verify`."""
+
+
+class DataError(TrilogueError):
+    """The data directory cannot be used as it is."""
+
+
+class DirectoryInUse(DataError):
+    """Another process holds the directory's lock."""
+
+
+class WrongCluster(DataError):
+    """The directory belongs to another cluster."""
+
+
+class NewerFormat(DataError):
+    """The directory was written by a newer version."""
+
+
+class DirectoryUnusable(DataError):
+    """The directory cannot be written, or lies where `fdatasync` means nothing (tmpfs)."""
+
+
+class Corrupt(DataError):
+    """Bytes that were known to be committed are damaged. The store serves nothing; nothing was changed on disk."""
+
+
+class LaunchError(TrilogueError):
+    """The system could not be started as asked."""
+
+
+class SettingsDiffer(LaunchError):
+    """The system runs, or its data was created, with other settings."""

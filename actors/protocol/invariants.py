@@ -1,0 +1,18 @@
+"""The check that stays under ``python -O``.
+
+Owns the one way to say "this cannot happen". A broken invariant is a bug in trilogue, never a user's fault:
+whoever runs effects ends the process on it (``trilogue.actors.pump``), because going on could lose or repeat
+a message.
+"""
+
+from __future__ import annotations
+
+
+class InvariantBroken(AssertionError):
+    """A rule of the protocol does not hold in this process. The process must end; the disks decide what is true."""
+
+
+def require(condition: object, what: str) -> None:
+    """Raise `InvariantBroken` with `what` unless `condition` holds, under ``python -O`` too."""
+    if not condition:
+        raise InvariantBroken(what)

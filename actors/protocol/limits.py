@@ -1,0 +1,93 @@
+"""Everything that can grow has a bound, and all bounds stand here with the relations between them.
+
+Owns the numbers. It must not know who obeys them. Units are in the names. Invariant: the relations in
+`Limits.check` hold for every `Limits` that a process uses; a limit that a test shrinks is checked in the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trilogue.actors.protocol.invariants import require
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of one process. The defaults serve production; tests shrink them."""
+
+    # messages
+    body_bytes_max: int = 1 * MIB
+    run_messages_max: int = 4096
+
+    # the wire
+    wire_bytes_max: int = 8 * MIB
+    handshake_bytes_max: int = 4 * KIB
+    handshake_timeout_ms: int = 5_000
+    connections_max: int = 4096
+    request_timeout_ms: int = 10_000
+
+    # the client's submissions
+    submit_bytes_max: int = 2 * MIB
+    in_flight_messages_max: int = 16_384
+    in_flight_bytes_max: int = 16 * MIB
+    outbox_messages_max: int = 65_536
+    outbox_bytes_max: int = 64 * MIB
+    outbox_commit_bytes_max: int = 4 * MIB
+    lanes_max: int = 131_072
+
+    # the log of a partition
+    frame_bytes_target: int = 1 * MIB
+    frame_bytes_max: int = 6 * MIB
+    frames_in_flight_max: int = 8
+    waiting_bytes_max: int = 64 * MIB
+    takeover_tail_bytes_max: int = 256 * MIB
+    idle_commit_ms: int = 200
+
+    # a store
+    journal_file_bytes: int = 64 * MIB
+    directory_lock_wait_ms: int = 10_000
+
+    # reading
+    history_messages_max: int = 10_000
+    history_bytes_max: int = 4 * MIB
+    heads_sessions_max: int = 10_000
+    credit_messages_max: int = 65_536
+    subscriptions_per_connection_max: int = 65_536
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise `InvariantBroken` unless the bounds fit each other."""
+        require(all(getattr(self, name) > 0 for name in self.__slots__), "every limit is positive")
+        require(self.body_bytes_max < self.submit_bytes_max, "one body and its run fit a submission")
+        require(
+            self.submit_bytes_max + self.body_bytes_max + 64 * KIB <= self.wire_bytes_max,
+            "a submission that one last body overfills fits a wire frame",
+        )
+        require(
+            self.frame_bytes_target + self.submit_bytes_max + self.body_bytes_max + 64 * KIB <= self.frame_bytes_max,
+            "a frame that one last run overfills stays within its bound",
+        )
+        require(self.frame_bytes_max + 64 * KIB <= self.wire_bytes_max, "a frame fits an append on the wire")
+        require(self.frame_bytes_max + 64 * KIB <= self.journal_file_bytes, "a frame fits an empty journal file")
+        require(
+            self.history_bytes_max + self.submit_bytes_max + self.body_bytes_max + 64 * KIB <= self.wire_bytes_max,
+            "a page of history that one last run overfills fits a wire frame",
+        )
+        require(self.in_flight_messages_max <= self.outbox_messages_max, "what is in flight is in the outbox")
+        require(self.in_flight_bytes_max <= self.outbox_bytes_max, "what is in flight is in the outbox")
+        require(self.outbox_messages_max < self.lanes_max, "some lanes are idle and may be forgotten")
+        require(self.submit_bytes_max <= self.in_flight_bytes_max, "one submission may be in flight")
+        require(self.frames_in_flight_max >= 2, "one frame may travel while another one is being stored")
+        require(self.handshake_bytes_max <= self.wire_bytes_max, "a handshake is a frame")
+
+
+DEFAULT_LIMITS = Limits()
+
+# a system: what one set of settings may ask for
+COPIES_MAX = 7
+STORES_MAX = 64

@@ -1,0 +1,138 @@
+"""What users see, and what the log's frames hold.
+
+Owns the shapes of messages, acks and records, and the codec of a frame's payload. It must not know how frames are
+framed (``frames``) or moved. Invariants: a record's numbers are dense (message k of a run has n = first_n + k and
+seq = first_seq + k), and what `unpack_records` accepts, `pack_records` made.
+
+A payload is a msgpack array of records; a record is an array whose first item is its kind. Kinds:
+
+    RUN   [1, session, sender_id, first_n, first_seq, stored_at_us, [sent_at_us …], [body …]]
+    SKIP  [2, session, sender_id, n, stored_at_us]      a number that was given up: it takes its n and no seq
+
+3 (alias), 4 (checkpoint) and 5 (trim) are reserved.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgpack
+
+from trilogue.actors.protocol.errors import ProtocolError
+from trilogue.actors.protocol.ids import sender_of
+
+RUN = 1
+SKIP = 2
+
+
+class Message(NamedTuple):
+    """One message of a session, as every reader sees it. The times are for show only: `seq` is the order."""
+
+    session: str
+    seq: int
+    sender: str
+    sender_id: str
+    n: int
+    body: bytes
+    sent_at_us: int
+    stored_at_us: int
+
+    @property
+    def unique_key(self) -> str:
+        """`session_seq`: unique in the whole system, for ever."""
+        return f"{self.session}_{self.seq}"
+
+
+class Ack(NamedTuple):
+    """The evidence that a message is stored: its place in the order, and on how many disks it is (G1).
+
+    `duplicate` says that this number had been stored before and the answer is the original's.
+    """
+
+    session: str
+    seq: int
+    sender: str
+    sender_id: str
+    n: int
+    copies: int
+    epoch: int
+    duplicate: bool
+
+
+class Run(NamedTuple):
+    """Consecutive messages of one sender in one session, numbered and ready for the log."""
+
+    kind: int
+    session: str
+    sender_id: str
+    first_n: int
+    first_seq: int
+    stored_at_us: int
+    sent_at_us: list[int]
+    bodies: list[bytes]
+
+
+class Skip(NamedTuple):
+    """A number that was given up: the sender's next message may follow it."""
+
+    kind: int
+    session: str
+    sender_id: str
+    n: int
+    stored_at_us: int
+
+
+Record = Run | Skip
+
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+def pack_records(records: list[Any]) -> bytes:
+    """The payload of a frame. Records are `Run` and `Skip` tuples (or plain sequences of the same shape)."""
+    packed: bytes = _pack(records)
+    return packed
+
+
+def unpack_records(payload: bytes | memoryview) -> list[Record]:
+    """The records of a payload. Raises `ProtocolError` if the bytes are not what `pack_records` makes."""
+    try:
+        raw = msgpack.unpackb(payload, use_list=True, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise ProtocolError(f"a frame's payload is not msgpack: {error}") from None
+    if not isinstance(raw, list):
+        raise ProtocolError("a frame's payload is not an array of records")
+    return [unpack_record(item) for item in raw]
+
+
+def unpack_record(item: Any) -> Record:
+    """A record out of its array; raises `ProtocolError` for an unknown shape."""
+    match item:
+        case [1, str(), str(), int(first_n), int(first_seq), int(), list(sent_at_us), list(bodies)]:
+            if first_n > 0 and first_seq > 0 and bodies and len(sent_at_us) == len(bodies):
+                return Run._make(item)
+        case [2, str(), str(), int(n), int()]:
+            if n > 0:
+                return Skip._make(item)
+    raise ProtocolError(f"a record of unknown shape in a frame: kind {item[:1] if isinstance(item, list) else item!r}")
+
+
+def messages_of(run: Run) -> list[Message]:
+    """The run's messages, one by one: for readers, never on the append path."""
+    sender = sender_of(run.sender_id)
+    return [
+        Message(run.session, run.first_seq + k, sender, run.sender_id, run.first_n + k, body, sent, run.stored_at_us)
+        for k, (body, sent) in enumerate(zip(run.bodies, run.sent_at_us, strict=True))
+    ]
+
+
+def part_of(run: Run, first_seq: int, count: int) -> Run:
+    """The `count` messages of `run` from `first_seq` on: `first_seq` lies in the run, and so does the last of them."""
+    skip = first_seq - run.first_seq
+    if skip == 0 and count == len(run.bodies):
+        return run
+    return run._replace(
+        first_n=run.first_n + skip,
+        first_seq=first_seq,
+        sent_at_us=run.sent_at_us[skip : skip + count],
+        bodies=run.bodies[skip : skip + count],
+    )

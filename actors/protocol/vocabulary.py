@@ -1,0 +1,144 @@
+"""What is said on the wire: every message's first item, and its shape.
+
+Owns the numbers and the shapes. It must not know how they travel (``trilogue.actors.wire``). A message is a msgpack array; a
+*request* carries an id chosen by the asker and gets exactly one `REPLY` with that id; the others are one-way.
+Numbers are never given a second meaning.
+
+    said by        message
+    ------------   -------------------------------------------------------------------------------------------
+    anyone         REPLY      [id, 0, value]  or  [id, code, text]                      the answer to a request
+    anyone to all  PING       [id]                                                      -> [role, name]
+                   WHERE      [id]                                                      -> a Route as a map
+                   STATUS     [id]                                                      -> a map for people
+                   GOODBYE    [text]                                                    why this connection ends
+    SessionActor   OPEN       [partition, epoch, copies, body_bytes_max]                submit now, in this epoch
+     to client     WAITING    [partition, text]                                         do not submit yet; why not
+                   ACKED      [epoch, copies, [[session, sender_id, first_n, count, first_seq, duplicate] …]]
+                   REFUSED    [epoch, [[session, sender_id, first_n, count, code, text, expected_n] …]]
+                   DELIVER    [subscription, [Run …]]                                   committed, in seq order
+                   ENDED      [subscription, code, text]                                nothing more comes
+    client to      SUBMIT     [[session, sender_id, first_n, [sent_at_us …], [body …]] …]
+     SessionActor  GIVE_UP    [[session, sender_id, n] …]                               log a skip for n; ACKED with seq 0
+                   HISTORY    [id, session, after, limit]                               -> [[Run …], last_seq]
+                   NEWEST     [id, session, last]                                       -> [[Run …], last_seq]
+                   HEADS      [id, [session …]]                                         -> [last_seq …]
+                   SUBSCRIBE  [id, subscription, session, after or None, credit]        -> after
+                   CREDIT     [subscription, messages]                                  that many more may come
+                   UNSUBSCRIBE [subscription]
+    SessionActor   INSPECT    [id, partition]                                           -> a StoreView as an array
+     to store      FENCE      [id, partition, epoch, writer, address]                   -> a FenceAnswer as an array
+                   APPEND     [partition, epoch, writer, [frame …]]                     one-way; answered by:
+     store to it   STORED     [partition, epoch, index, crc]                            all up to index is on this disk
+                   NOT_STORED [partition, epoch, code, text]                            deposed, full, or not chained
+                   FRAMES     [id, partition, first, last]                              -> [frame …]: as many as fit
+                   SESSIONS   [id, partition, upto, page]                               -> [[session, last_seq, last_n] …]
+                   RUNS       [id, partition, upto, session, after, limit]              -> [Run …] in seq order
+                   RECALL     [id, partition, upto, session, sender_id, first_n, last_n] -> [Run or Skip …] in n order
+                   PARTITIONS [id]                                                      -> [partition …] that it has frames of
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Say(IntEnum):
+    """The first item of every message on the wire."""
+
+    REPLY = 1
+    PING = 2
+    WHERE = 3
+    STATUS = 4
+    GOODBYE = 5
+
+    OPEN = 10
+    WAITING = 11
+    ACKED = 12
+    REFUSED = 13
+    DELIVER = 14
+    ENDED = 15
+
+    SUBMIT = 20
+    GIVE_UP = 21
+    HISTORY = 22
+    NEWEST = 23
+    HEADS = 24
+    SUBSCRIBE = 25
+    CREDIT = 26
+    UNSUBSCRIBE = 27
+
+    INSPECT = 30
+    FENCE = 31
+    APPEND = 32
+    STORED = 33
+    NOT_STORED = 34
+    FRAMES = 35
+    SESSIONS = 36
+    RUNS = 37
+    RECALL = 38
+    PARTITIONS = 39
+
+
+class Code(IntEnum):
+    """Why something was refused. A refusal means that nothing was stored (G8)."""
+
+    OK = 0
+    # temporary: the same request may succeed later
+    OUT_OF_ORDER = 1  # expected_n says which number is next
+    NOT_HERE = 2  # another SessionActor owns the session's partition: ask WHERE
+    UNAVAILABLE = 3
+    OVERLOADED = 4
+    FULL = 5  # a store's disk is full
+    DEPOSED = 6  # a higher epoch is in force
+    NOT_CHAINED = 7  # what was sent does not continue what the store has
+    CANNOT_TELL = 8
+    # final: the same request can never succeed
+    CONFLICTING_RETRY = 20
+    INVALID_SESSION = 21
+    INVALID_SENDER = 22
+    INVALID_RANGE = 23
+    MESSAGE_TOO_LARGE = 24
+    MALFORMED = 25
+    CORRUPT = 26
+    PROOF_OF_LOSS = 27
+
+    @property
+    def final(self) -> bool:
+        """Whether the same request can never succeed."""
+        return self >= Code.CONFLICTING_RETRY
+
+
+class Route(NamedTuple):
+    """Where partitions are, as the stores' fences say: `writers` maps a partition to (epoch, "host:port")."""
+
+    cluster: str
+    partitions: int
+    writers: dict[int, tuple[int, str]]
+
+
+class TailEntry(NamedTuple):
+    """One frame of a store's tail: enough to compare it with another store's."""
+
+    frame_index: int
+    epoch: int
+    crc: int
+
+
+class StoreView(NamedTuple):
+    """What a store knows of a partition before it is fenced."""
+
+    epoch: int  # the highest that it has seen, in a fence or in a frame
+    last_index: int
+
+
+class FenceAnswer(NamedTuple):
+    """What a store holds of a partition, covering every append that it will ever have answered yes.
+
+    `tail` runs from the frame at `committed_upto` (if there is one) to the last frame, without a hole. `certain` is
+    false when the store cut a damaged tail since it last was made equal: "cannot tell" is not "does not have".
+    """
+
+    committed_upto: int
+    certain: bool
+    tail: list[TailEntry]

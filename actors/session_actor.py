@@ -1,0 +1,390 @@
+"""The owner of one partition: it serialises its sessions' messages and answers their readers (design §4, §8, §9).
+
+Owns the streams to clients, and the way of a message between the pure machines: ``protocol.sequencer`` gives seqs,
+``replicated_log`` makes frames durable, ``protocol.subscriptions`` tells readers. It must not know Ray or files. Rules:
+
+1. What waits is framed at once while the log's window has room; there is no timer in the way of a message.
+2. Nothing is submitted here before `OPEN` was said; `WAITING` says why not yet.
+3. When more waits than `waiting_bytes_max`, clients are not read from until half of it has gone: they feel it as back-pressure.
+4. Reads go to a store, within what this writer knows to be committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from trilogue.actors.config import AddressBook, SessionConfig
+from trilogue.actors.protocol.errors import InvalidRange, InvalidSession, ProtocolError, Unavailable, UsageError
+from trilogue.actors.protocol.frames import decode_frame, payload_of
+from trilogue.actors.protocol.ids import check_session
+from trilogue.actors.protocol.messages import Record, Run, pack_records, unpack_record, unpack_records
+from trilogue.actors.protocol.sequencer import (
+    Answered,
+    Effect,
+    FrameCommitted,
+    GivenUp,
+    Readable,
+    Recall,
+    Recalled,
+    Refused,
+    Retry,
+    Sequencer,
+    Submitted,
+    check_run,
+)
+from trilogue.actors.protocol.subscriptions import (
+    Committed,
+    Credited,
+    Deliver,
+    PageRead,
+    ReadPage,
+    Subscribed,
+    Subscriptions,
+)
+from trilogue.actors.protocol.subscriptions import Effect as SubscriptionEffect
+from trilogue.actors.protocol.takeover import TakenOver
+from trilogue.actors.protocol.vocabulary import Code, Say
+from trilogue.actors.pump import guarded, settle_process, spawn
+from trilogue.actors.replicated_log import ReplicatedLog
+from trilogue.actors.store_actor import answer_later, listen_preferring
+from trilogue.actors.wire import Connection, Server
+from trilogue.actors.wire import Refused as RequestRefused
+
+READ_AGAIN_S = 0.2
+
+
+class SessionActor:
+    """One partition's owner. Made inside a running event loop; `ready` waits until it listens."""
+
+    def __init__(self, config: SessionConfig, book: AddressBook) -> None:
+        self._config = config
+        self._limits = config.limits
+        self._sequencer = Sequencer(config.partition, config.partitions, config.limits)
+        self._subscriptions = Subscriptions(config.limits.history_messages_max)
+        self._info = {"role": "session", "name": config.name, "cluster": config.cluster_id, "pid": os.getpid()}
+        self._server = Server(
+            config.token, self._info, guarded(self._on_message), guarded(self._on_opened), guarded(self._on_closed),
+            config.limits,
+        )  # fmt: skip
+        self._log = ReplicatedLog(config, book, self, lambda: self._server.address)
+        self._loop = asyncio.get_running_loop()
+        self._open = False
+        self._waiting_text = "it has just started"
+        self._paused = False
+        self._cut = guarded(self._cut_now)
+        self._cut_is_due = False
+        self._idle: asyncio.TimerHandle | None = None
+        self._listening: asyncio.Future[None] = self._loop.create_future()
+        spawn(self._run(), config.name)
+
+    async def _run(self) -> None:
+        await listen_preferring(self._server, self._config.listen)
+        self._listening.set_result(None)
+        settle_process()
+        self._log.start()
+
+    # ------------------------------------------------------------------ what Ray and people call
+
+    async def ready(self) -> str:
+        """The address, as soon as it listens. Whether the partition is open, `status` says."""
+        await asyncio.shield(self._listening)
+        return self._server.address
+
+    async def status(self) -> dict[str, Any]:
+        """What it is and how it is, for people and for `trilogue status`."""
+        return {
+            "role": "session",
+            "name": self._config.name,
+            "pid": os.getpid(),
+            "address": self._server.address,
+            "state": "open" if self._open and not self._waiting_text else f"waiting: {self._waiting_text}",
+            "partition": self._config.partition,
+            "epoch": self._log.epoch,
+            "copies": self._log.copies,
+            "stores": list(self._config.stores),
+            "committed": self._log.committed,
+            "sessions": len(self._sequencer.sessions),
+            "connections": len(self._server.connections),
+            "subscriptions": self._subscriptions.count(),
+            "waiting_bytes": self._sequencer.waiting_bytes,
+        }
+
+    # ------------------------------------------------------------------ what the log tells
+
+    async def log_is_taken(self, taken: TakenOver) -> None:
+        """Rebuild the sessions from the stores' index and the tail (design §6); then open."""
+        sequencer = Sequencer(self._config.partition, self._config.partitions, self._limits)
+        start = 0
+        while page := await self._sessions_page(taken.known_committed, start):
+            for name, last_seq, last_n in page:
+                sequencer.restore_session(name, last_seq, last_n)
+            start += len(page)
+        for frame in taken.tail:
+            header = decode_frame(frame, self._limits.frame_bytes_max)
+            sequencer.restore_records(unpack_records(payload_of(frame, header)))
+        self._sequencer = sequencer
+        self._open = True
+
+    async def _sessions_page(self, upto: int, start: int) -> list[Any]:
+        while True:
+            try:
+                page: list[Any] = await self._log.ask(Say.SESSIONS, self._config.partition, upto, start)
+                return page
+            except Unavailable as error:
+                self.log_waits(str(error))
+                await asyncio.sleep(READ_AGAIN_S)
+
+    def log_waits(self, reason: str) -> None:
+        """Tell the clients why nothing can be acked now, or that it goes on."""
+        if reason == self._waiting_text or (not self._open and not reason):
+            return
+        self._waiting_text = reason
+        for connection in self._server.connections:
+            self._greet(connection)
+        if self._open and not reason:
+            self._schedule_cut()
+            self._schedule_idle()
+
+    def log_committed(self, upto: int) -> None:
+        """Frames are on every store: acks leave, readers are told, the next frames are cut."""
+        self._run_effects(self._sequencer.handle(FrameCommitted(upto)))
+        if self._sequencer.waiting:
+            self._schedule_cut()
+        else:
+            self._schedule_idle()
+
+    # ------------------------------------------------------------------ frames
+
+    def _schedule_cut(self) -> None:
+        if not self._cut_is_due and self._open:
+            self._cut_is_due = True
+            self._loop.call_soon(self._cut)
+
+    def _cut_now(self) -> None:
+        """Frame what waits while the window has room."""
+        self._cut_is_due = False
+        sequencer, log = self._sequencer, self._log
+        while sequencer.waiting and log.has_room:
+            records = sequencer.cut_frame(log.next_index)
+            log.propose(pack_records(records), len(records))
+        waits = sequencer.waiting_bytes
+        if waits > self._limits.waiting_bytes_max and not self._paused:
+            self._paused = True
+            for connection in self._server.connections:
+                connection.pause_reading()
+        elif self._paused and waits <= self._limits.waiting_bytes_max // 2:
+            self._paused = False
+            for connection in self._server.connections:
+                connection.resume_reading()
+
+    def _schedule_idle(self) -> None:
+        if self._idle is None:
+            self._idle = self._loop.call_later(self._limits.idle_commit_ms / 1000, guarded(self._on_idle))
+
+    def _on_idle(self) -> None:
+        self._idle = None
+        if self._open and not self._sequencer.waiting and self._log.has_room:
+            self._log.idle()
+
+    # ------------------------------------------------------------------ clients
+
+    def _on_opened(self, connection: Connection) -> None:
+        self._greet(connection)
+        if self._paused:
+            connection.pause_reading()
+
+    def _greet(self, connection: Connection) -> None:
+        partition = self._config.partition
+        if self._open and not self._waiting_text:
+            limits = self._limits
+            connection.send([Say.OPEN, partition, self._log.epoch, self._log.copies, limits.body_bytes_max])
+        else:
+            connection.send([Say.WAITING, partition, self._waiting_text])
+
+    def _on_closed(self, connection: Connection, _reason: str) -> None:
+        self._subscriptions.forget(connection)
+
+    def _on_message(self, connection: Connection, message: list[Any]) -> None:
+        say = message[0]
+        if say == Say.SUBMIT:
+            for run in message[1]:
+                check_run(run, self._limits.run_messages_max)
+            if not self._open:
+                raise ProtocolError(f"partition {self._config.partition} is not open: wait for OPEN before you submit")
+            self._run_effects(self._sequencer.handle(Submitted(connection, message[1], time.time_ns() // 1000)))
+            self._schedule_cut()
+            return
+        match message:
+            case [Say.CREDIT, int(number), int(messages)] if 0 < messages <= self._limits.credit_messages_max:
+                session = self._subscriptions.session_of(connection, number)
+                head = self._sequencer.head(session)
+                self._run_subscriptions(self._subscriptions.handle(Credited(connection, number, messages, head)))
+            case [Say.UNSUBSCRIBE, int(number)]:
+                self._subscriptions.forget(connection, number)
+            case [Say.GIVE_UP, list(numbers)]:
+                self._give_up(connection, numbers)
+            case [int(), int(request), *arguments]:
+                self._on_request(connection, say, request, arguments)
+            case _:
+                raise ProtocolError("a message of unknown shape to a SessionActor")
+
+    def _give_up(self, connection: Connection, numbers: list[Any]) -> None:
+        for item in numbers:
+            match item:
+                case [str(), str(), int(n)] if n > 0:
+                    pass
+                case _:
+                    raise ProtocolError("a number to give up has an unknown shape")
+        if not self._open:
+            raise ProtocolError(f"partition {self._config.partition} is not open: wait for OPEN")
+        self._run_effects(self._sequencer.handle(GivenUp(connection, numbers, time.time_ns() // 1000)))
+        self._schedule_cut()
+
+    def _on_request(self, connection: Connection, say: int, request: int, arguments: list[Any]) -> None:
+        if say == Say.PING:
+            connection.reply(request, ["session", self._config.name])
+            return
+        if say == Say.STATUS:
+            answer_later(connection, request, self.status)
+            return
+        if say == Say.WHERE:
+            answer_later(connection, request, self._where)
+            return
+        if not self._open:
+            connection.refuse(request, Code.UNAVAILABLE, f"the partition is not open: {self._waiting_text}")
+            return
+        try:
+            match say, arguments:
+                case Say.HISTORY, [session, after, limit]:
+                    self._check_read(session, after, limit)
+                    answer_later(connection, request, lambda: self._history(session, after, limit))
+                case Say.NEWEST, [session, last]:
+                    self._check_read(session, 0, last)
+                    after = max(0, self._sequencer.head(session) - last)
+                    answer_later(connection, request, lambda: self._history(session, after, last))
+                case Say.HEADS, [list(sessions)]:
+                    connection.reply(request, self._heads(sessions))
+                case Say.SUBSCRIBE, [int(number), session, after, int(credit)]:
+                    self._subscribe(connection, request, number, session, after, credit)
+                case _:
+                    raise ProtocolError(f"a SessionActor knows no request {say} of this shape")
+        except InvalidSession as error:
+            connection.refuse(request, Code.INVALID_SESSION, str(error))
+        except UsageError as error:
+            connection.refuse(request, Code.INVALID_RANGE, str(error))
+        except _NotHere as error:
+            connection.refuse(request, Code.NOT_HERE, str(error))
+
+    def _check_session(self, session: Any) -> str:
+        if not self._sequencer.owns(check_session(session)):
+            raise _NotHere(f"session {session!r} is not in partition {self._config.partition}: look it up again")
+        return str(session)
+
+    def _check_read(self, session: Any, after: Any, limit: Any) -> None:
+        self._check_session(session)
+        if type(after) is not int or after < 0:
+            raise InvalidRange(f"after={after!r}: a seq is 0 or more")
+        if type(limit) is not int or not 0 < limit <= self._limits.history_messages_max:
+            raise InvalidRange(f"a page of {limit!r} messages: 1 to {self._limits.history_messages_max}")
+
+    # ------------------------------------------------------------------ reading
+
+    async def _where(self) -> dict[str, Any]:
+        route: dict[str, Any] = await self._log.ask(Say.WHERE)
+        route["addresses"] = sorted({*route["addresses"], *self._log.store_addresses, self._server.address})
+        return route
+
+    async def _history(self, session: str, after: int, limit: int) -> list[Any]:
+        head = self._sequencer.head(session)
+        if after >= head:
+            return [[], head]
+        return [await self._page(session, after, min(limit, head - after)), head]
+
+    async def _page(self, session: str, after: int, limit: int) -> list[Any]:
+        page: list[Any] = await self._log.ask(Say.RUNS, self._config.partition, self._log.committed, session, after, limit)
+        return page
+
+    def _heads(self, sessions: list[Any]) -> list[int]:
+        if len(sessions) > self._limits.heads_sessions_max:
+            raise InvalidRange(f"heads of {len(sessions)} sessions: {self._limits.heads_sessions_max} at most")
+        return [self._sequencer.head(self._check_session(session)) for session in sessions]
+
+    def _subscribe(self, connection: Connection, request: int, number: int, session: Any, after: Any, credit: int) -> None:
+        head = self._sequencer.head(self._check_session(session))
+        after = head if after is None else after
+        self._check_read(session, after, 1)
+        if not 0 < credit <= self._limits.credit_messages_max:
+            raise InvalidRange(f"a credit of {credit} messages: 1 to {self._limits.credit_messages_max}")
+        if self._subscriptions.count(connection) >= self._limits.subscriptions_per_connection_max:
+            raise InvalidRange(f"{self._limits.subscriptions_per_connection_max} subscriptions on one connection")
+        connection.reply(request, after)
+        event = Subscribed(connection, number, session, after, credit, head)
+        self._run_subscriptions(self._subscriptions.handle(event))
+
+    async def _read_page(self, effect: ReadPage) -> None:
+        """A page for a subscription; asked again while no store answers, as long as its reader is there."""
+        connection = effect.source
+        assert isinstance(connection, Connection)
+        while not connection.closed:
+            await connection.drained()
+            try:
+                head = self._sequencer.head(effect.session)
+                raw = await self._page(effect.session, effect.after, min(effect.limit, head - effect.after))
+            except Unavailable:
+                await asyncio.sleep(READ_AGAIN_S)
+                continue
+            runs = [run for run in map(unpack_record, raw) if isinstance(run, Run)]
+            head = self._sequencer.head(effect.session)
+            self._run_subscriptions(self._subscriptions.handle(PageRead(effect.source, effect.subscription, runs, head)))
+            return
+
+    # ------------------------------------------------------------------ effects
+
+    def _run_effects(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Answered(source, acks):
+                    assert isinstance(source, Connection)
+                    source.send([Say.ACKED, self._log.epoch, self._log.copies, acks])
+                case Readable(runs):
+                    if not self._subscriptions.empty:
+                        self._tell_readers(runs)
+                case Refused(source, refusals):
+                    assert isinstance(source, Connection)
+                    source.send([Say.REFUSED, self._log.epoch, refusals])
+                case Recall(retry):
+                    spawn(self._recall(retry), "recall")
+
+    def _tell_readers(self, runs: list[Run]) -> None:
+        for run in runs:
+            if self._subscriptions.follows(run[1]):
+                self._run_subscriptions(self._subscriptions.handle(Committed(Run._make(run))))
+
+    def _run_subscriptions(self, effects: Iterable[SubscriptionEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Deliver):
+                assert isinstance(effect.source, Connection)
+                effect.source.send([Say.DELIVER, effect.subscription, effect.runs])
+            else:
+                spawn(self._read_page(effect), "page for a subscription")
+
+    async def _recall(self, retry: Retry) -> None:
+        """What the log holds of a retry's numbers, out of a store."""
+        records: list[Record] | None
+        try:
+            raw = await self._log.ask(
+                Say.RECALL, self._config.partition, self._log.committed,
+                retry.session, retry.sender_id, retry.first_n, retry.last_n,
+            )  # fmt: skip
+            records = [unpack_record(item) for item in raw]
+        except (Unavailable, RequestRefused):
+            records = None
+        self._run_effects(self._sequencer.handle(Recalled(retry, records)))
+
+
+class _NotHere(Exception):
+    """The session belongs to another partition."""

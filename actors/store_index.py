@@ -1,0 +1,125 @@
+"""Where each session's messages lie in a store (design §9): derived from the journal, and disposable.
+
+Owns, for one partition, session → its runs' places, its last seq, and its senders' last numbers. It must not know connections
+or the append path: it is brought up to date from committed frames only, in the thread that reads. Rules:
+
+1. Only committed frames enter, in order of their index: what entered is never superseded.
+2. A place carries the CRC of the record's bytes, taken from a frame that was verified as a whole: a later read of the record
+   alone is checked against it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from typing import NamedTuple
+from zlib import crc32
+
+import msgpack
+
+from trilogue.actors.protocol.frames import HEADER_BYTES
+from trilogue.actors.protocol.invariants import require
+from trilogue.actors.protocol.messages import Record, Run, part_of, unpack_record
+
+
+class Place(NamedTuple):
+    """Where one record lies: inside the frame `index`, and what it holds."""
+
+    first: int  # first_seq of a run, n of a skip
+    messages: int
+    frame_index: int
+    offset: int
+    size: int
+    crc: int
+
+
+class SessionEntry:
+    """One session: its runs by seq, and each sender's records by n."""
+
+    __slots__ = ("last_n", "last_seq", "runs", "senders")
+
+    def __init__(self) -> None:
+        self.last_seq = 0
+        self.runs: list[Place] = []
+        self.senders: dict[str, list[tuple[int, Place]]] = {}
+        self.last_n: dict[str, int] = {}
+
+
+ReadFrame = Callable[[int], bytes]
+"""Reads and verifies the whole frame of an index."""
+
+ReadRecord = Callable[[Place], bytes]
+"""Reads the bytes of one record."""
+
+
+class StoreIndex:
+    """One partition's index. Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self.upto = 0
+        self.sessions: dict[str, SessionEntry] = {}
+
+    def catch_up(self, upto: int, read_frame: ReadFrame) -> None:
+        """Take in the frames up to `upto`, which is committed."""
+        while self.upto < upto:
+            frame = read_frame(self.upto + 1)
+            self.upto += 1
+            self._take(frame)
+
+    def _take(self, frame: bytes) -> None:
+        unpacker = msgpack.Unpacker(raw=False, max_buffer_size=len(frame))
+        unpacker.feed(memoryview(frame)[HEADER_BYTES:])
+        for _ in range(unpacker.read_array_header()):
+            start = unpacker.tell()
+            record = unpack_record(unpacker.unpack())
+            offset, size = HEADER_BYTES + start, unpacker.tell() - start
+            crc = crc32(memoryview(frame)[offset : offset + size])
+            entry = self.sessions.get(record.session)
+            if entry is None:
+                entry = self.sessions[record.session] = SessionEntry()
+            if isinstance(record, Run):
+                count = len(record.bodies)
+                place = Place(record.first_seq, count, self.upto, offset, size, crc)
+                require(place.first == entry.last_seq + 1, f"session {record.session!r} has a gap at seq {place.first}")
+                entry.last_seq += count
+                entry.runs.append(place)
+                entry.senders.setdefault(record.sender_id, []).append((record.first_n, place))
+                entry.last_n[record.sender_id] = record.first_n + count - 1
+            else:
+                place = Place(record.n, 1, self.upto, offset, size, crc)
+                entry.senders.setdefault(record.sender_id, []).append((record.n, place))
+                entry.last_n[record.sender_id] = record.n
+
+    def state(self, after_session: int, page: int) -> list[tuple[str, int, dict[str, int]]]:
+        """The sessions from position `after_session` on, `page` of them at most: (session, last_seq, {sender_id: last_n})."""
+        names = list(self.sessions)[after_session : after_session + page]
+        return [(name, self.sessions[name].last_seq, self.sessions[name].last_n) for name in names]
+
+    def runs(self, session: str, after: int, limit: int, bytes_max: int, read: ReadRecord) -> list[Run]:
+        """The session's messages after `after`, in seq order without a hole: `limit` at most, and about `bytes_max` bytes."""
+        entry = self.sessions.get(session)
+        if entry is None or after >= entry.last_seq:
+            return []
+        found: list[Run] = []
+        at = bisect_right(entry.runs, after + 1, key=lambda place: place.first) - 1
+        size = 0
+        while at < len(entry.runs) and limit > 0 and size < bytes_max:
+            place = entry.runs[at]
+            run = unpack_record(msgpack.unpackb(read(place), raw=False))
+            require(isinstance(run, Run), "a place of the index holds another record")
+            assert isinstance(run, Run)
+            first = max(after + 1, run.first_seq)
+            count = min(limit, run.first_seq + len(run.bodies) - first)
+            found.append(part_of(run, first, count))
+            limit -= count
+            size += place.size
+            at += 1
+        return found
+
+    def recall(self, session: str, sender_id: str, first_n: int, last_n: int, read: ReadRecord) -> list[Record]:
+        """The records that hold the sender's numbers from `first_n` to `last_n`."""
+        entry = self.sessions.get(session)
+        own = entry.senders.get(sender_id, []) if entry is not None else []
+        start = max(0, bisect_right(own, first_n, key=lambda item: item[0]) - 1)
+        end = bisect_left(own, last_n + 1, key=lambda item: item[0])
+        return [unpack_record(msgpack.unpackb(read(place), raw=False)) for _, place in own[start:end]]

@@ -1,0 +1,435 @@
+"""Framed, authenticated connections between processes (design §12).
+
+Owns the bytes between two processes: framing, the token challenge, requests and their replies, back-pressure. It must not
+know what is said (``protocol.vocabulary``), nor anything of Ray. Rules:
+
+1. A frame is ``magic u16 · version u8 · 0 u8 · length u32 · crc u32``, then a msgpack array. No length is believed
+   beyond its bound, and none beyond `handshake_bytes_max` before the peer has proved that it knows the token.
+2. The token never travels: each side proves that it knows it by an HMAC over both sides' nonces, the acceptor last.
+3. A malformed frame ends its connection with a reason (`GOODBYE`) and touches nothing else.
+4. Nothing is ever pickled.
+5. Whoever waits for an answer gets one: a lost connection fails its requests with `Unavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import itertools
+import logging
+import secrets
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+from typing import Any, Final, cast
+from zlib import crc32
+
+import msgpack
+
+from trilogue.actors.protocol.errors import NotAuthorized, ProtocolError, Unavailable
+from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
+from trilogue.actors.protocol.vocabulary import Code, Say
+
+logger = logging.getLogger(__name__)
+
+MAGIC: Final = 0x4C54  # b"TL"
+VERSION: Final = 1
+NONCE_BYTES: Final = 32
+WRITE_BUFFER_BYTES_HIGH: Final = 4 * 1024 * 1024
+_PREFIX = struct.Struct("<HBBII")
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+_unpack = msgpack.unpackb
+
+OnMessage = Callable[["Connection", list[Any]], None]
+OnClosed = Callable[["Connection", str], None]
+
+
+class Refused(Exception):
+    """The peer refused a request: nothing was done. `code` says whether it may succeed later."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code, text)
+        self.code = Code(code)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def pack(message: list[Any]) -> bytes:
+    """The bytes of one frame: for `Connection.send_packed`, when the same goes to many."""
+    payload = _pack(message)
+    return b"".join((_PREFIX.pack(MAGIC, VERSION, 0, len(payload), crc32(payload)), payload))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """("host", port) of "host:port"; IPv6 hosts stand in brackets. Raises `Unavailable` when it is no address."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise Unavailable(f"{address!r} is not an address: write it as HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """The inverse of `split_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Connection(asyncio.Protocol):
+    """One framed connection. Made by `connect` and `Server`; everything happens in one event loop."""
+
+    def __init__(
+        self, token: str, on_message: OnMessage, on_closed: OnClosed, limits: Limits, info: dict[str, Any] | None = None
+    ) -> None:
+        self.peer = "?"
+        self.peer_info: dict[str, Any] = {}
+        self.closed = False
+        self.writable = True
+        self.authenticated: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._token = token.encode()
+        self._accepting = info is not None
+        self._info = info
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._limits = limits
+        self._bytes_max = limits.handshake_bytes_max
+        self._handle: Callable[[list[Any]], None] = self._on_answer if self._accepting else self._on_challenge
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._ids = itertools.count(1)
+        self._drained: asyncio.Future[None] | None = None
+        self._reason = ""
+        self._timer = asyncio.get_running_loop().call_later(limits.handshake_timeout_ms / 1000, self._handshake_is_late)
+
+    # ------------------------------------------------------------------ saying things
+
+    def send(self, message: list[Any]) -> None:
+        """Pack `message` and hand it to the socket. Never blocks; does nothing once the connection is closed."""
+        self.send_packed(pack(message))
+
+    def send_packed(self, packed: bytes) -> None:
+        """Hand bytes made by `pack` to the socket."""
+        if not self.closed and self._transport is not None:
+            self._transport.write(packed)
+
+    def reply(self, request_id: int, value: Any) -> None:
+        """Answer a request."""
+        self.send([Say.REPLY, request_id, 0, value])
+
+    def refuse(self, request_id: int, code: Code, text: str) -> None:
+        """Answer a request with a refusal."""
+        self.send([Say.REPLY, request_id, int(code), text])
+
+    async def request(self, say: Say, *items: Any, timeout_ms: int | None = None) -> Any:
+        """Ask, and wait for the answer. Raises `Refused`, or `Unavailable` when no answer came (it may have been done)."""
+        if self.closed:
+            raise Unavailable(f"the connection to {self.peer} is closed: {self._reason or 'try again'}")
+        request_id = next(self._ids)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._requests[request_id] = future
+        self.send([say, request_id, *items])
+        try:
+            async with asyncio.timeout((timeout_ms or self._limits.request_timeout_ms) / 1000):
+                return await future
+        except TimeoutError:
+            raise Unavailable(f"{self.peer} did not answer {say.name} in time: is it overloaded? try again") from None
+        finally:
+            self._requests.pop(request_id, None)
+
+    async def drained(self) -> None:
+        """Wait until the socket takes more (or the connection is closed)."""
+        while not self.writable and not self.closed:
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the peer, until `resume_reading`: its socket fills up, and it waits."""
+        if self._transport is not None and not self.closed and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on after `pause_reading`."""
+        if self._transport is not None and not self.closed and not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def close(self, reason: str = "") -> None:
+        """End the connection, telling the peer why. What was sent before still leaves."""
+        if not self.closed and self._transport is not None:
+            if reason:
+                self.send([Say.GOODBYE, reason])
+            self._transport.close()
+        self._end(reason or "closed here")
+
+    # ------------------------------------------------------------------ asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's own transports are not subclasses
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_HIGH)
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        name = transport.get_extra_info("peername")
+        if name:
+            self.peer = join_address(name[0], name[1])
+        if self._accepting:
+            self.send([b"TRLG", VERSION, self._nonce])
+
+    def data_received(self, data: bytes) -> None:
+        if self._buffer:
+            self._buffer += data
+            with memoryview(self._buffer) as view:
+                used = self._take(view)
+            if used:
+                del self._buffer[:used]
+        else:
+            with memoryview(data) as view:
+                used = self._take(view)
+            if used < len(data) and not self.closed:
+                self._buffer += data[used:]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(self._reason or (f"lost: {error}" if error else "the peer closed it"))
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self._wake_writers()
+
+    # ------------------------------------------------------------------ taking frames
+
+    def _take(self, view: memoryview) -> int:
+        """Handle every whole frame in `view`; return how many bytes they took."""
+        offset, size = 0, len(view)
+        try:
+            while size - offset >= _PREFIX.size and not self.closed:
+                magic, version, zero, length, crc = _PREFIX.unpack_from(view, offset)
+                if magic != MAGIC or zero:
+                    raise ProtocolError(f"wrong magic {magic:#06x}: this is not the trilogue protocol")
+                if version != VERSION:
+                    raise ProtocolError(f"wire version {version} where {VERSION} is spoken: upgrade the older side")
+                if length > self._bytes_max:
+                    raise ProtocolError(f"a frame of {length} bytes: {self._bytes_max} at most")
+                start = offset + _PREFIX.size
+                if size - start < length:
+                    break
+                payload = view[start : start + length]
+                if crc32(payload) != crc:
+                    raise ProtocolError("a frame fails its CRC")
+                offset = start + length
+                self._handle(_parse(payload))
+        except ProtocolError as error:
+            logger.warning("connection with %s ended: %s", self.peer, error)
+            self._fail_authentication(error)
+            self.close(str(error))
+        return offset
+
+    def _on_established(self, message: list[Any]) -> None:
+        if message[0] == Say.REPLY:
+            self._on_reply(message)
+        elif message[0] == Say.GOODBYE:
+            self._reason = f"{self.peer} said: {message[1:2]}"
+        else:
+            self._on_message(self, message)
+
+    def _on_reply(self, message: list[Any]) -> None:
+        if len(message) != 4 or type(message[1]) is not int or type(message[2]) is not int:
+            raise ProtocolError("a reply of unknown shape")
+        future = self._requests.pop(message[1], None)
+        if future is None or future.done():
+            return
+        if message[2] == 0:
+            future.set_result(message[3])
+        elif message[2] in Code._value2member_map_:
+            future.set_exception(Refused(message[2], str(message[3])))
+        else:
+            raise ProtocolError(f"a refusal of unknown code {message[2]}")
+
+    # ------------------------------------------------------------------ the challenge
+
+    def _on_challenge(self, message: list[Any]) -> None:
+        """The connecting side: prove that we know the token, then see that the acceptor does."""
+        match message:
+            case [b"TRLG", int(), bytes(nonce)] if len(nonce) == NONCE_BYTES:
+                self._peer_nonce = nonce
+                self.send([b"TRLG", VERSION, self._nonce, self._proof(b"connector", nonce, self._nonce)])
+                self._handle = self._on_verdict
+            case _:
+                raise ProtocolError("the peer's first frame is not a trilogue challenge")
+
+    def _on_answer(self, message: list[Any]) -> None:
+        """The accepting side: check the proof; only now are longer frames believed."""
+        match message:
+            case [b"TRLG", int(), bytes(nonce), bytes(proof)] if len(nonce) == NONCE_BYTES:
+                if not hmac.compare_digest(proof, self._proof(b"connector", self._nonce, nonce)):
+                    self.send([1, "the token is wrong: use the token file that `trilogue up` wrote"])
+                    raise ProtocolError("a connection with a wrong token")
+                self._established()
+                self.send([0, self._proof(b"acceptor", self._nonce, nonce), self._info])
+                self.authenticated.set_result(None)
+            case _:
+                raise ProtocolError("the answer to the challenge has an unknown shape")
+
+    def _on_verdict(self, message: list[Any]) -> None:
+        match message:
+            case [0, bytes(proof), dict(info)]:
+                if not hmac.compare_digest(proof, self._proof(b"acceptor", self._peer_nonce, self._nonce)):
+                    raise ProtocolError("the acceptor does not know the token: it is another system")
+                self.peer_info = info
+                self._established()
+                self.authenticated.set_result(None)
+            case [1, str(text)]:
+                self._fail_authentication(NotAuthorized(text))
+                self.close()
+            case _:
+                raise ProtocolError("the verdict has an unknown shape")
+
+    def _established(self) -> None:
+        self._timer.cancel()
+        self._bytes_max = self._limits.wire_bytes_max
+        self._handle = self._on_established
+
+    def _proof(self, role: bytes, acceptor_nonce: bytes, connector_nonce: bytes) -> bytes:
+        return hmac.digest(self._token, b"trilogue 1 " + role + acceptor_nonce + connector_nonce, "sha256")
+
+    def _handshake_is_late(self) -> None:
+        self._fail_authentication(Unavailable(f"{self.peer} did not finish the handshake: is it a trilogue actor?"))
+        self.close("the handshake took too long")
+
+    def _fail_authentication(self, error: Exception) -> None:
+        if not self.authenticated.done():
+            self.authenticated.set_exception(error)
+            self.authenticated.exception()  # the acceptor awaits it nowhere: mark it as seen
+
+    # ------------------------------------------------------------------ the end
+
+    def _wake_writers(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    def _end(self, reason: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._reason = reason
+        self._timer.cancel()
+        self._wake_writers()
+        self._fail_authentication(Unavailable(f"the connection to {self.peer} ended in the handshake: {reason}"))
+        for future in self._requests.values():
+            if not future.done():
+                future.set_exception(Unavailable(f"the connection to {self.peer} was lost: {reason}"))
+        self._requests.clear()
+        self._on_closed(self, reason)
+
+
+def _parse(payload: memoryview) -> list[Any]:
+    try:
+        message = _unpack(payload, use_list=True, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise ProtocolError(f"a frame is not msgpack: {type(error).__name__}: {error}") from None
+    if type(message) is not list or not message or (type(message[0]) is not int and message[0] != b"TRLG"):
+        raise ProtocolError("a frame is not an array that starts with what it says")
+    return message
+
+
+async def connect(
+    address: str,
+    token: str,
+    *,
+    on_message: OnMessage,
+    on_closed: OnClosed,
+    limits: Limits = DEFAULT_LIMITS,
+    tls: ssl.SSLContext | None = None,
+) -> Connection:
+    """An authenticated connection to `address`. Raises `Unavailable`, `NotAuthorized` or `ProtocolError`.
+
+    `on_closed` is called once for each connection that this function returned, and for none that it did not.
+    """
+    host, port = split_address(address)
+    silent: list[bool] = [True]
+
+    def closed(connection: Connection, reason: str) -> None:
+        if not silent[0]:
+            on_closed(connection, reason)
+
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(limits.handshake_timeout_ms / 1000):
+            _, connection = await loop.create_connection(
+                lambda: Connection(token, on_message, closed, limits), host, port, ssl=tls
+            )
+    except TimeoutError:
+        raise Unavailable(f"{address} does not answer: is the system up? `trilogue status` tells") from None
+    except OSError as error:
+        raise Unavailable(f"cannot reach {address}: {error.strerror or error}; is the system up?") from None
+    connection.peer = address
+    try:
+        await connection.authenticated
+    except BaseException:
+        connection.close()
+        raise
+    silent[0] = False
+    if connection.closed:
+        raise Unavailable(f"the connection to {address} ended at once: try again")
+    return connection
+
+
+class Server:
+    """Accepts connections at one address. `on_message` is only ever called for peers that know the token."""
+
+    def __init__(
+        self,
+        token: str,
+        info: dict[str, Any],
+        on_message: OnMessage,
+        on_opened: Callable[[Connection], None],
+        on_closed: OnClosed,
+        limits: Limits,
+    ) -> None:
+        self.address = ""
+        self.connections: set[Connection] = set()
+        self._pending: set[Connection] = set()
+        self._make = (token, info, limits)
+        self._on_message, self._on_opened, self._on_closed = on_message, on_opened, on_closed
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, address: str, tls: ssl.SSLContext | None = None) -> None:
+        """Bind to "host:port" (port 0: any). Raises `OSError` when the port is taken."""
+        host, port = split_address(address)
+        self._server = await asyncio.get_running_loop().create_server(self._connection, host, port, ssl=tls)
+        self.address = join_address(host, self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop listening, and end every connection."""
+        if self._server is not None:
+            self._server.close()
+        for connection in [*self.connections, *self._pending]:
+            connection.close("this actor ends")
+
+    def _connection(self) -> Connection:
+        token, info, limits = self._make
+        connection = Connection(token, self._on_message, self._closed, limits, info)
+        self._pending.add(connection)
+        if len(self._pending) + len(self.connections) > limits.connections_max:
+            asyncio.get_running_loop().call_soon(connection.close, f"over {limits.connections_max} connections here")
+        connection.authenticated.add_done_callback(lambda future: self._opened(connection, future))
+        return connection
+
+    def _opened(self, connection: Connection, future: asyncio.Future[None]) -> None:
+        self._pending.discard(connection)
+        if future.exception() is None and not connection.closed:
+            self.connections.add(connection)
+            self._on_opened(connection)
+
+    def _closed(self, connection: Connection, reason: str) -> None:
+        self._pending.discard(connection)
+        if connection in self.connections:
+            self.connections.discard(connection)
+            self._on_closed(connection, reason)

@@ -118,21 +118,23 @@ class SessionActor:
     async def log_is_taken(self, taken: TakenOver) -> None:
         """Rebuild the sessions from the stores' index and the tail (design §6); then open."""
         sequencer = Sequencer(self._config.partition, self._config.partitions, self._limits)
-        start = 0
-        while page := await self._sessions_page(taken.known_committed, start):
+        session_at = sender_at = 0
+        while True:
+            page, session_at, sender_at = await self._sessions_page(taken.known_committed, session_at, sender_at)
+            if not page:
+                break
             for name, last_seq, last_n in page:
                 sequencer.restore_session(name, last_seq, last_n)
-            start += len(page)
         for frame in taken.tail:
             header = decode_frame(frame, self._limits.frame_bytes_max)
             sequencer.restore_records(unpack_records(payload_of(frame, header)))
         self._sequencer = sequencer
         self._open = True
 
-    async def _sessions_page(self, upto: int, start: int) -> list[Any]:
+    async def _sessions_page(self, upto: int, session_at: int, sender_at: int) -> list[Any]:
         while True:
             try:
-                page: list[Any] = await self._log.ask(Say.SESSIONS, self._config.partition, upto, start)
+                page: list[Any] = await self._log.ask(Say.SESSIONS, self._config.partition, upto, session_at, sender_at)
                 return page
             except Unavailable as error:
                 self.log_waits(str(error))

@@ -306,9 +306,9 @@ class StoreActor:
         match say, arguments:
             case Say.FRAMES, [int(partition), int(first), int(last)]:
                 return lambda: self._read_frames(partition, first, last)
-            case Say.SESSIONS, [int(partition), int(upto), int(start)]:
-                page = self._limits.heads_sessions_max
-                return lambda: self._index(partition, upto).state(start, page)
+            case Say.SESSIONS, [int(partition), int(upto), int(session_at), int(sender_at)]:
+                page_bytes = self._limits.history_bytes_max
+                return lambda: self._index(partition, upto).state(session_at, sender_at, page_bytes)
             case Say.RUNS, [int(partition), int(upto), str(session), int(after), int(limit)]:
                 bytes_max = self._limits.history_bytes_max
                 return lambda: self._index(partition, upto).runs(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 from zlib import crc32
 
@@ -44,6 +45,18 @@ class SessionEntry:
         self.senders: dict[str, list[tuple[int, Place]]] = {}
         self.last_n: dict[str, int] = {}
 
+
+class StatePage(NamedTuple):
+    """A page of sessions' states: (session, last_seq, {sender_id: last_n}), and where the next page begins. A session whose
+    senders do not fit comes in several parts."""
+
+    items: list[tuple[str, int, dict[str, int]]]
+    session_at: int
+    sender_at: int
+
+
+STATE_ITEM_BYTES = 24
+"""What an item of a state page takes on the wire beside its name (at most 4 bytes a character), rounded up."""
 
 ReadFrame = Callable[[int], bytes]
 """Reads and verifies the whole frame of an index."""
@@ -90,10 +103,24 @@ class StoreIndex:
                 entry.senders.setdefault(record.sender_id, []).append((record.n, place))
                 entry.last_n[record.sender_id] = record.n
 
-    def state(self, after_session: int, page: int) -> list[tuple[str, int, dict[str, int]]]:
-        """The sessions from position `after_session` on, `page` of them at most: (session, last_seq, {sender_id: last_n})."""
-        names = list(self.sessions)[after_session : after_session + page]
-        return [(name, self.sessions[name].last_seq, self.sessions[name].last_n) for name in names]
+    def state(self, session_at: int, sender_at: int, bytes_max: int) -> StatePage:
+        """The sessions from position `session_at` on, the first of them from its sender `sender_at` on; about `bytes_max`."""
+        items: list[tuple[str, int, dict[str, int]]] = []
+        size = 0
+        for name in islice(self.sessions, session_at, None):
+            entry = self.sessions[name]
+            last_n: dict[str, int] = {}
+            for sender_id, n in islice(entry.last_n.items(), sender_at, None):
+                if size >= bytes_max:
+                    items.append((name, entry.last_seq, last_n))
+                    return StatePage(items, session_at, sender_at)
+                last_n[sender_id] = n
+                sender_at += 1
+                size += STATE_ITEM_BYTES + 4 * len(sender_id)
+            items.append((name, entry.last_seq, last_n))
+            session_at, sender_at = session_at + 1, 0
+            size += STATE_ITEM_BYTES + 4 * len(name)
+        return StatePage(items, session_at, sender_at)
 
     def runs(self, session: str, after: int, limit: int, bytes_max: int, read: ReadRecord) -> list[Run]:
         """The session's messages after `after`, in seq order without a hole: `limit` at most, and about `bytes_max` bytes."""
@@ -122,4 +149,14 @@ class StoreIndex:
         own = entry.senders.get(sender_id, []) if entry is not None else []
         start = max(0, bisect_right(own, first_n, key=lambda item: item[0]) - 1)
         end = bisect_left(own, last_n + 1, key=lambda item: item[0])
-        return [unpack_record(msgpack.unpackb(read(place), raw=False)) for _, place in own[start:end]]
+        records = (unpack_record(msgpack.unpackb(read(place), raw=False)) for _, place in own[start:end])
+        return [_numbers_of(record, first_n, last_n) for record in records]
+
+
+def _numbers_of(record: Record, first_n: int, last_n: int) -> Record:
+    """The part of a record that holds the numbers asked for: an answer is no larger than what was asked about."""
+    if not isinstance(record, Run):
+        return record
+    first = max(first_n, record.first_n)
+    last = min(last_n, record.first_n + len(record.bodies) - 1)
+    return part_of(record, record.first_seq + first - record.first_n, last - first + 1)

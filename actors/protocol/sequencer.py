@@ -304,11 +304,12 @@ class Sequencer:
 
     def _on_committed(self, upto: int) -> list[Effect]:
         """Every frame up to `upto` is committed: their acks leave, their runs may be read."""
-        acks: dict[Source, list[tuple[str, str, int, int, int, bool]]] = {}
+        effects: list[Effect] = []
         readable: list[Run] = []
         sessions = self.sessions
         while self._in_frames and self._in_frames[0][0] <= upto:
             _, records, sources = self._in_frames.popleft()
+            acks: dict[Source, list[tuple[str, str, int, int, int, bool]]] = {}
             for record, source in zip(records, sources, strict=True):
                 if record[0] == RUN:
                     _, session, sender_id, first_n, first_seq, _, _, bodies = record
@@ -322,7 +323,7 @@ class Sequencer:
                     acks[source].append(ack)
                 except KeyError:
                     acks[source] = [ack]
-        effects: list[Effect] = [Answered(source, answers) for source, answers in acks.items()]
+            effects += [Answered(source, answers) for source, answers in acks.items()]
         if readable:
             effects.append(Readable(readable))
         if self._retries:
@@ -372,9 +373,11 @@ class Sequencer:
     # ------------------------------------------------------------------ rebuilding
 
     def restore_session(self, session: str, last_seq: int, last_n: dict[str, int]) -> None:
-        """A session as the log's committed part says (design §6, "in-memory state after a takeover")."""
-        require(session not in self.sessions, f"session {session!r} is restored twice")
-        self.sessions[session] = SessionState(last_seq, last_n)
+        """A session as the log's committed part says (design §6, "in-memory state after a takeover"), or a part of it."""
+        state = self.sessions.setdefault(session, SessionState(last_seq))
+        require(state.last_seq == last_seq, f"two parts of session {session!r} differ")
+        require(not state.last_n.keys() & last_n.keys(), f"a sender of session {session!r} is restored twice")
+        state.last_n.update(last_n)
 
     def restore_records(self, records: Iterable[Record]) -> None:
         """Records of the log's tail, in order, after every session was restored."""

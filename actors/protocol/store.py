@@ -6,8 +6,8 @@ connections or time: it is told what was asked and answers with effects. Rules:
 1. A store obeys only the writer that it is fenced to. A fence is accepted with a strictly higher epoch, or as the identical
    (epoch, writer) again.
 2. A frame is appended only if it chains to the partition's last frame.
-3. The same index with the same CRC is a yes. Another frame at an index that it has supersedes that one and all after it; it
-   never has the same epoch as the one that it replaces, and never replaces a frame that is known to be committed.
+3. The same index with the same CRC is a yes. Another frame at an index that it has supersedes that one and all after it; its
+   epoch is higher than that of the frame that it replaces, and it never replaces one that is known to be committed.
 4. No yes and no fence's answer leaves before everything handed over until then is on disk (`after_sync`).
 5. A frame that carries `committed_upto` vouches for the chain that ends in it, and for nothing else.
 6. A store that cut a damaged tail cannot tell what it once held ("cannot tell" is not "does not have": BookKeeper BP-46,
@@ -124,7 +124,7 @@ class PartitionState:
         require(header.committed_upto < index, f"frame {index} vouches for itself")
         if index <= self.last_index:
             require(index > self.committed_upto, f"frame {index} would replace a committed one")
-            require(header.epoch != self.epochs[index - 1], f"two frames at {index} in epoch {header.epoch}")
+            require(header.epoch > self.epochs[index - 1], f"frame {index} of epoch {header.epoch} supersedes a later one")
             del self.crcs[index - 1 :]
             del self.epochs[index - 1 :]
         require(not self.epochs or header.epoch >= self.epochs[-1], f"frame {index}'s epoch goes back")

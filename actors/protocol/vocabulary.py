@@ -31,7 +31,7 @@ Numbers are never given a second meaning.
      store to it   STORED     [partition, epoch, index, crc]                            all up to index is on this disk
                    NOT_STORED [partition, epoch, code, text]                            deposed, full, or not chained
                    FRAMES     [id, partition, first, last]                              -> [frame …]: as many as fit
-                   SESSIONS   [id, partition, upto, page]                               -> [[session, last_seq, last_n] …]
+                   SESSIONS   [id, partition, upto, session_at, sender_at]              -> a StatePage as an array
                    RUNS       [id, partition, upto, session, after, limit]              -> [Run …] in seq order
                    RECALL     [id, partition, upto, session, sender_id, first_n, last_n] -> [Run or Skip …] in n order
                    PARTITIONS [id]                                                      -> [partition …] that it has frames of

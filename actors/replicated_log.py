@@ -7,6 +7,8 @@ Owns the connections to the stores: it makes them, keeps them, and carries event
 2. One connection a store; a lost one is made again at once, then every `RECONNECT_S`.
 3. When a machine says `Ended`, the process ends: a writer never resumes. During a takeover the next attempt begins instead,
    as another writer, after a while that is drawn at random (two that want one partition would meet for ever).
+4. An open writer asks its stores every `WATCH_S` whether they have seen a higher epoch. When it is idle nobody else would tell it,
+   and clients that have heard the other writer do not submit to this one.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ from trilogue.actors.wire import Connection, Refused, connect, pack
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 0.1
+WATCH_S = 1.0
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.1, 0.5
 
 
@@ -283,9 +286,21 @@ class ReplicatedLog:
     async def _open(self, taken: TakenOver) -> None:
         await self._owner.log_is_taken(taken)
         self._log = taken.log
+        spawn(self._watch(taken.log.epoch), "watch over the epoch")
         # A store may have been lost and be back since it was made equal: each says once more what it holds.
         for store, connection in list(self._connections.items()):
             spawn(self._fence_again(store, connection), f"fence of {store}")
+
+    async def _watch(self, epoch: int) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for store, connection in list(self._connections.items()):
+                try:
+                    view = StoreView(*await connection.request(Say.INSPECT, self._config.partition))
+                except (Unavailable, Refused):
+                    continue
+                if view.epoch > epoch:
+                    end_process(f"{store} has seen epoch {view.epoch}: epoch {epoch} is over")
 
     async def _do_inspect(self, takeover: Takeover, store: str) -> None:
         try:

@@ -19,9 +19,8 @@ from typing import Any
 
 from trilogue.actors.config import AddressBook, SessionConfig
 from trilogue.actors.protocol.errors import InvalidRange, InvalidSession, ProtocolError, Unavailable, UsageError
-from trilogue.actors.protocol.frames import decode_frame, payload_of
 from trilogue.actors.protocol.ids import check_session
-from trilogue.actors.protocol.messages import Record, Run, pack_records, unpack_record, unpack_records
+from trilogue.actors.protocol.messages import Record, Run, pack_records, unpack_record
 from trilogue.actors.protocol.sequencer import (
     Answered,
     Effect,
@@ -48,7 +47,7 @@ from trilogue.actors.protocol.subscriptions import (
 from trilogue.actors.protocol.subscriptions import Effect as SubscriptionEffect
 from trilogue.actors.protocol.takeover import TakenOver
 from trilogue.actors.protocol.vocabulary import Code, Say
-from trilogue.actors.pump import guarded, settle_process, spawn
+from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.replicated_log import ReplicatedLog
 from trilogue.actors.store_actor import answer_later, listen_preferring
 from trilogue.actors.wire import Connection, Server
@@ -116,18 +115,20 @@ class SessionActor:
     # ------------------------------------------------------------------ what the log tells
 
     async def log_is_taken(self, taken: TakenOver) -> None:
-        """Rebuild the sessions from the stores' index and the tail (design §6); then open."""
+        """Rebuild the sessions from a store's index (design §6), which is asked for all frames: none that is behind can answer,
+        and one that is ahead has served another writer. Then open."""
         sequencer = Sequencer(self._config.partition, self._config.partitions, self._limits)
         session_at = sender_at = 0
         while True:
-            page, session_at, sender_at = await self._sessions_page(taken.known_committed, session_at, sender_at)
-            if not page:
+            page = await self._sessions_page(taken.log.last_index, session_at, sender_at)
+            items, session_at, sender_at, last_stored_at_us, covered = page
+            if covered != taken.log.last_index:
+                end_process(f"a store has committed frames up to {covered}: another writer took this partition over")
+            sequencer.restore_clock(last_stored_at_us)
+            if not items:
                 break
-            for name, last_seq, last_n in page:
+            for name, last_seq, last_n in items:
                 sequencer.restore_session(name, last_seq, last_n)
-        for frame in taken.tail:
-            header = decode_frame(frame, self._limits.frame_bytes_max)
-            sequencer.restore_records(unpack_records(payload_of(frame, header)))
         self._sequencer = sequencer
         self._open = True
 
@@ -212,7 +213,7 @@ class SessionActor:
 
     def _on_message(self, connection: Connection, message: list[Any]) -> None:
         say = message[0]
-        if say == Say.SUBMIT:
+        if say == Say.SUBMIT and len(message) == 2 and type(message[1]) is list:
             for run in message[1]:
                 check_run(run, self._limits.run_messages_max)
             if not self._open:
@@ -321,6 +322,8 @@ class SessionActor:
         self._check_read(session, after, 1)
         if not 0 < credit <= self._limits.credit_messages_max:
             raise InvalidRange(f"a credit of {credit} messages: 1 to {self._limits.credit_messages_max}")
+        if self._subscriptions.session_of(connection, number):
+            raise InvalidRange(f"subscription {number} exists on this connection: take another number")
         if self._subscriptions.count(connection) >= self._limits.subscriptions_per_connection_max:
             raise InvalidRange(f"{self._limits.subscriptions_per_connection_max} subscriptions on one connection")
         connection.reply(request, after)
@@ -341,7 +344,8 @@ class SessionActor:
                 continue
             runs = [run for run in map(unpack_record, raw) if isinstance(run, Run)]
             head = self._sequencer.head(effect.session)
-            self._run_subscriptions(self._subscriptions.handle(PageRead(effect.source, effect.subscription, runs, head)))
+            page = PageRead(effect.source, effect.subscription, effect.session, effect.after, runs, head)
+            self._run_subscriptions(self._subscriptions.handle(page))
             return
 
     # ------------------------------------------------------------------ effects

@@ -53,6 +53,8 @@ class StatePage(NamedTuple):
     items: list[tuple[str, int, dict[str, int]]]
     session_at: int
     sender_at: int
+    last_stored_at_us: int  # of the whole partition: the next writer's clock goes on from there
+    upto: int  # the last frame that it covers
 
 
 STATE_ITEM_BYTES = 24
@@ -70,6 +72,7 @@ class StoreIndex:
 
     def __init__(self) -> None:
         self.upto = 0
+        self.last_stored_at_us = 0
         self.sessions: dict[str, SessionEntry] = {}
 
     def catch_up(self, upto: int, read_frame: ReadFrame) -> None:
@@ -85,6 +88,7 @@ class StoreIndex:
         for _ in range(unpacker.read_array_header()):
             start = unpacker.tell()
             record = unpack_record(unpacker.unpack())
+            self.last_stored_at_us = max(self.last_stored_at_us, record.stored_at_us)
             offset, size = HEADER_BYTES + start, unpacker.tell() - start
             crc = crc32(memoryview(frame)[offset : offset + size])
             entry = self.sessions.get(record.session)
@@ -113,14 +117,14 @@ class StoreIndex:
             for sender_id, n in islice(entry.last_n.items(), sender_at, None):
                 if size >= bytes_max:
                     items.append((name, entry.last_seq, last_n))
-                    return StatePage(items, session_at, sender_at)
+                    return StatePage(items, session_at, sender_at, self.last_stored_at_us, self.upto)
                 last_n[sender_id] = n
                 sender_at += 1
                 size += STATE_ITEM_BYTES + 4 * len(sender_id)
             items.append((name, entry.last_seq, last_n))
             session_at, sender_at = session_at + 1, 0
             size += STATE_ITEM_BYTES + 4 * len(name)
-        return StatePage(items, session_at, sender_at)
+        return StatePage(items, session_at, sender_at, self.last_stored_at_us, self.upto)
 
     def runs(self, session: str, after: int, limit: int, bytes_max: int, read: ReadRecord) -> list[Run]:
         """The session's messages after `after`, in seq order without a hole: `limit` at most, and about `bytes_max` bytes."""

@@ -176,7 +176,10 @@ class Connection(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         if name:
             self.peer = join_address(name[0], name[1])
-        if self._accepting:
+        if self.closed:  # refused before it was made
+            transport.write(pack([Say.GOODBYE, self._reason]))
+            transport.close()
+        elif self._accepting:
             self.send([b"TRLG", VERSION, self._nonce])
 
     def data_received(self, data: bytes) -> None:
@@ -234,7 +237,7 @@ class Connection(asyncio.Protocol):
         if message[0] == Say.REPLY:
             self._on_reply(message)
         elif message[0] == Say.GOODBYE:
-            self._reason = f"{self.peer} said: {message[1:2]}"
+            self._reason = f"{self.peer} said: {' '.join(map(str, message[1:2]))}"
         else:
             self._on_message(self, message)
 
@@ -260,6 +263,8 @@ class Connection(asyncio.Protocol):
                 self._peer_nonce = nonce
                 self.send([b"TRLG", VERSION, self._nonce, self._proof(b"connector", nonce, self._nonce)])
                 self._handle = self._on_verdict
+            case [Say.GOODBYE, str(text)]:
+                self._on_goodbye(text)
             case _:
                 raise ProtocolError("the peer's first frame is not a trilogue challenge")
 
@@ -287,8 +292,14 @@ class Connection(asyncio.Protocol):
             case [1, str(text)]:
                 self._fail_authentication(NotAuthorized(text))
                 self.close()
+            case [Say.GOODBYE, str(text)]:
+                self._on_goodbye(text)
             case _:
                 raise ProtocolError("the verdict has an unknown shape")
+
+    def _on_goodbye(self, text: str) -> None:
+        self._fail_authentication(Unavailable(f"{self.peer} does not take this connection: {text}"))
+        self.close()
 
     def _established(self) -> None:
         self._timer.cancel()

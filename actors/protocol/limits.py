@@ -43,7 +43,6 @@ class Limits:
     frame_bytes_max: int = 6 * MIB
     frames_in_flight_max: int = 8
     waiting_bytes_max: int = 64 * MIB
-    takeover_tail_bytes_max: int = 256 * MIB
     idle_commit_ms: int = 200
 
     # a store

@@ -6,7 +6,8 @@ frames' bytes, stores, connections or clocks: `now_us` is told. Rules, in the or
 1. A run that starts at or below `last_n` is a retry. Dedupe comes before every other refusal. It is answered from the stored
    messages, once everything numbered before it is committed: the original's seq for the same body, `CONFLICTING_RETRY` for
    another one. What of the run lies above `last_n` is new.
-2. A run that starts above `last_n + 1` is refused with the number that is expected. Nothing of it is stored.
+2. A sender that is not known in the session has its names and the session's partition checked: elsewhere its number may be
+   right. A run that starts above `last_n + 1` is refused with the number that is expected. Nothing of it is stored.
 3. A run that starts at `last_n + 1` is checked against the limits *before* it gets seqs; these follow the session's last.
 4. A number that was given up becomes a *skip*: it takes its n and no seq.
 5. An ack leaves when the frame that holds the run is committed, never before (G1).
@@ -16,7 +17,8 @@ frames' bytes, stores, connections or clocks: `now_us` is told. Rules, in the or
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from trilogue.actors.protocol.errors import ProtocolError, UsageError
@@ -25,6 +27,10 @@ from trilogue.actors.protocol.invariants import require
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import RUN, SKIP, Record, Run
 from trilogue.actors.protocol.vocabulary import Code
+
+RECORD_OVERHEAD_BYTES = 640
+MESSAGE_OVERHEAD_BYTES = 16
+"""What a record and each of its messages take in a frame beside the bodies, at most: two names of 255 bytes, numbers, times."""
 
 Source = Hashable
 """Whoever submitted: opaque here, a connection in production."""
@@ -148,9 +154,11 @@ class Sequencer:
         self._partition, self._partitions, self._limits = partition, partitions, limits
         self._waiting: list[tuple[Any, ...]] = []
         self._waiting_from: list[Source] = []
+        self._waiting_sizes: list[int] = []  # what each takes in a frame, rounded up
         self.waiting_bytes = 0
         self._in_frames: deque[tuple[int, list[tuple[Any, ...]], list[Source]]] = deque()
         self._last_cut = 0
+        self._cut_records = self._committed_records = 0  # running counts: in the order in which records were numbered
         self._last_stored_at_us = 0
         self._retries: dict[tuple[Source, str, str, int], tuple[int, Retry]] = {}
 
@@ -186,7 +194,7 @@ class Sequencer:
         """The hot path: for each run, not for each message."""
         refusals: list[Refusal] = []
         effects: list[Effect] = []
-        sessions, waiting, waiting_from = self.sessions, self._waiting, self._waiting_from
+        sessions, waiting, waiting_from, sizes = self.sessions, self._waiting, self._waiting_from, self._waiting_sizes
         body_bytes_max = self._limits.body_bytes_max
         stored_at_us = self._last_stored_at_us = max(now_us, self._last_stored_at_us)
         total = 0
@@ -201,6 +209,9 @@ class Sequencer:
                     continue
                 first_n, count = last_n + 1, count - known
                 sent_at_us, bodies = sent_at_us[known:], bodies[known:]
+            if last_n == 0 and (refusal := self._stranger(session, sender_id, first_n, count)) is not None:
+                refusals.append(refusal)
+                continue
             if first_n > last_n + 1:
                 text = f"number {first_n} came where {last_n + 1} is next"
                 refusals.append(Refusal(session, sender_id, first_n, count, Code.OUT_OF_ORDER, text, last_n + 1))
@@ -211,17 +222,15 @@ class Sequencer:
                 if count == 0:
                     continue
                 sent_at_us, bodies = sent_at_us[:count], bodies[:count]
-            if state is None or last_n == 0:
-                if (refusal := self._stranger(session, sender_id, first_n, count)) is not None:
-                    refusals.append(refusal)
-                    continue
-                if state is None:
-                    state = sessions[session] = SessionState()
+            if state is None:
+                state = sessions[session] = SessionState()
             waiting.append((RUN, session, sender_id, first_n, state.last_seq + 1, stored_at_us, sent_at_us, bodies))
             waiting_from.append(source)
             state.last_seq += count
             state.last_n[sender_id] = first_n + count - 1
-            total += sum(map(len, bodies)) + 16 * count + 128
+            size = sum(map(len, bodies)) + MESSAGE_OVERHEAD_BYTES * count + RECORD_OVERHEAD_BYTES
+            sizes.append(size)
+            total += size
         self.waiting_bytes += total
         if refusals:
             effects.append(Refused(source, refusals))
@@ -263,19 +272,20 @@ class Sequencer:
             if n <= last_n:
                 effects += self._retry(Retry(source, session, sender_id, n, [None]))
                 continue
+            if last_n == 0 and (refusal := self._stranger(session, sender_id, n, 1)) is not None:
+                refusals.append(refusal)
+                continue
             if n > last_n + 1:
                 text = f"number {n} came where {last_n + 1} is next"
                 refusals.append(Refusal(session, sender_id, n, 1, Code.OUT_OF_ORDER, text, last_n + 1))
-                continue
-            if (refusal := self._stranger(session, sender_id, n, 1)) is not None:
-                refusals.append(refusal)
                 continue
             if state is None:
                 state = self.sessions[session] = SessionState()
             state.last_n[sender_id] = n
             self._waiting.append((SKIP, session, sender_id, n, self._last_stored_at_us))
             self._waiting_from.append(source)
-            self.waiting_bytes += 128
+            self._waiting_sizes.append(RECORD_OVERHEAD_BYTES)
+            self.waiting_bytes += RECORD_OVERHEAD_BYTES
         if refusals:
             effects.append(Refused(source, refusals))
         return effects
@@ -288,17 +298,18 @@ class Sequencer:
         records, sources = self._waiting, self._waiting_from
         target = self._limits.frame_bytes_target
         if self.waiting_bytes <= target:
-            self._waiting, self._waiting_from, self.waiting_bytes = [], [], 0
+            self._waiting, self._waiting_from, self._waiting_sizes, self.waiting_bytes = [], [], [], 0
         else:
             at, size = 0, 0
-            while at < len(records) and size < target:
-                record = records[at]
-                size += sum(map(len, record[7])) + 16 * len(record[7]) + 128 if record[0] == RUN else 128
+            for size in accumulate(self._waiting_sizes):
                 at += 1
-            self._waiting, self._waiting_from = records[at:], sources[at:]
+                if size >= target:
+                    break
+            self._waiting, self._waiting_from, self._waiting_sizes = records[at:], sources[at:], self._waiting_sizes[at:]
             self.waiting_bytes -= size
             records, sources = records[:at], sources[:at]
         self._last_cut = index
+        self._cut_records += len(records)
         self._in_frames.append((index, records, sources))
         return records
 
@@ -309,6 +320,7 @@ class Sequencer:
         sessions = self.sessions
         while self._in_frames and self._in_frames[0][0] <= upto:
             _, records, sources = self._in_frames.popleft()
+            self._committed_records += len(records)
             acks: dict[Source, list[tuple[str, str, int, int, int, bool]]] = {}
             for record, source in zip(records, sources, strict=True):
                 if record[0] == RUN:
@@ -327,7 +339,7 @@ class Sequencer:
         if readable:
             effects.append(Readable(readable))
         if self._retries:
-            due = [key for key, (index, _) in self._retries.items() if index <= upto]
+            due = [key for key, (records_due, _) in self._retries.items() if records_due <= self._committed_records]
             effects += [Recall(self._retries.pop(key)[1]) for key in due]
         return effects
 
@@ -337,7 +349,7 @@ class Sequencer:
         """Wait until everything numbered so far is committed; the same retry twice waits once."""
         if not self._waiting and not self._in_frames:
             return [Recall(retry)]
-        due = self._last_cut + 1 if self._waiting else self._last_cut
+        due = self._cut_records + len(self._waiting)
         self._retries[(retry.source, retry.session, retry.sender_id, retry.first_n)] = (due, retry)
         return []
 
@@ -372,24 +384,13 @@ class Sequencer:
 
     # ------------------------------------------------------------------ rebuilding
 
+    def restore_clock(self, last_stored_at_us: int) -> None:
+        """`stored_at_us` never goes back within a log, whatever this writer's clock says."""
+        self._last_stored_at_us = max(self._last_stored_at_us, last_stored_at_us)
+
     def restore_session(self, session: str, last_seq: int, last_n: dict[str, int]) -> None:
         """A session as the log's committed part says (design §6, "in-memory state after a takeover"), or a part of it."""
         state = self.sessions.setdefault(session, SessionState(last_seq))
         require(state.last_seq == last_seq, f"two parts of session {session!r} differ")
         require(not state.last_n.keys() & last_n.keys(), f"a sender of session {session!r} is restored twice")
         state.last_n.update(last_n)
-
-    def restore_records(self, records: Iterable[Record]) -> None:
-        """Records of the log's tail, in order, after every session was restored."""
-        for record in records:
-            state = self.sessions.setdefault(record.session, SessionState())
-            last_n = state.last_n.get(record.sender_id, 0)
-            if isinstance(record, Run):
-                require(record.first_seq == state.last_seq + 1, f"the log of {record.session!r} has a gap in its seqs")
-                require(record.first_n == last_n + 1, f"the log of {record.session!r} has a sender out of order")
-                state.last_seq = state.committed_seq = record.first_seq + len(record.bodies) - 1
-                state.last_n[record.sender_id] = record.first_n + len(record.bodies) - 1
-            else:
-                require(record.n == last_n + 1, f"the log of {record.session!r} has a skip out of order")
-                state.last_n[record.sender_id] = record.n
-            self._last_stored_at_us = max(self._last_stored_at_us, record.stored_at_us)

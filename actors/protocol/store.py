@@ -172,7 +172,7 @@ class StoreState:
 
     def _append(self, event: AppendAsked) -> list[Effect]:
         state = self.partition(event.partition)
-        if (event.epoch, event.writer) != state.fence[:2]:
+        if (event.epoch, event.writer) != state.fence[:2] or state.fence.epoch == 0:
             text = f"epoch {event.epoch} does not hold partition {event.partition}: epoch {state.fence.epoch} does"
             return [self._not_stored(event, Code.DEPOSED, text)]
         headers = [self._checked(event, frame) for frame in event.frames]

@@ -47,10 +47,12 @@ class Committed(NamedTuple):
 
 
 class PageRead(NamedTuple):
-    """A page of history, in seq order; `head` is the session's last readable seq now."""
+    """What `ReadPage` asked for, in seq order; `head` is the session's last readable seq now."""
 
     source: Source
     subscription: int
+    session: str
+    after: int
     runs: list[Run]
     head: int
 
@@ -169,8 +171,8 @@ class Subscriptions:
 
     def _on_page(self, event: PageRead) -> list[Effect]:
         subscription = self._all.get(event.source, {}).get(event.subscription)
-        if subscription is None:
-            return []
+        if subscription is None or (event.session, event.after) != (subscription.session, subscription.at):
+            return []  # it was asked for by an earlier subscription of this number
         subscription.reading = False
         runs: list[Run] = []
         for run in event.runs:

@@ -5,8 +5,9 @@ Owns the way from "nothing known" to a `LogWriter` whose members are all equal. 
 1. Each start of a writer is a new writer UUID and a new epoch, above the highest that any of the three stores has seen. Nobody
    resumes one (with ties instead of "strictly higher", acked messages are lost: an exhaustive check of two writers shows it).
 2. **All** stores are fenced; with one missing, the writer waits.
-3. The tail is that of the certain store with the highest (epoch, index) at its end. "Cannot tell" is no evidence, unless
-   no store can tell. It is chosen once and never again within the epoch.
+3. The tail is that of the store with the highest (epoch, index) at its end, of all three: a store that cannot tell what it
+   once held counts with what it has (all have answered), and one that is sure may be sure only because it is new and empty.
+   The tail is chosen once and never again within the epoch.
 4. The tail's frames are sent as they are to whoever lacks them, page by page; they supersede what differs. A store that is
    empty or was cut is filled in the same way.
 5. New messages are accepted when all stores hold the tail: by then it is committed.
@@ -82,13 +83,10 @@ class Fetch(NamedTuple):
 
 
 class TakenOver(NamedTuple):
-    """All stores hold the same tail: the log is open. Sessions are to be read from `source` up to `known_committed`;
-    `tail` holds the frames after it."""
+    """All stores hold the same frames, so all of them are committed: the log is open. Any store can say what the sessions
+    are at `log.last_index`, and none can be ahead of it."""
 
     log: LogWriter
-    source: str
-    known_committed: int
-    tail: list[bytes]
 
 
 Event = MemberUp | MemberLost | Inspected | Fenced | FenceRefused | Fetched | Stored | NotStored
@@ -115,15 +113,12 @@ class Takeover:
         self._views: dict[str, StoreView] = {}
         self._answers: dict[str, FenceAnswer] = {}
         self._source = ""
-        self._known_committed = 0
         self._last_index = 0
         self._last_crc = 0
         self._matches: dict[str, int] = {}
         self._page: list[bytes] = []
         self._copied = 0
         self._copied_crc: int | None = None
-        self._tail: list[bytes] = []
-        self._tail_bytes = 0
 
     @property
     def waiting_for(self) -> list[str]:
@@ -196,22 +191,21 @@ class Takeover:
     # ------------------------------------------------------------------ choosing the tail, once
 
     def _decide(self) -> list[Effect]:
-        sure = {s: a for s, a in self._answers.items() if a.certain} or self._answers
-        self._source = max(sure, key=lambda s: _end(sure[s]))
-        best = sure[self._source]
+        self._source = max(self._answers, key=lambda store: _end(self._answers[store]))
+        best = self._answers[self._source]
         _, self._last_index, self._last_crc = _end(best)
-        self._known_committed = max(answer.committed_upto for answer in self._answers.values())
-        if self._last_index < self._known_committed:
+        known_committed = max(answer.committed_upto for answer in self._answers.values())
+        if self._last_index < known_committed:
             return [
                 Ended(
-                    f"{self._source} ends at frame {self._last_index} but {self._known_committed} was committed: "
+                    f"{self._source} ends at frame {self._last_index} but {known_committed} was committed: "
                     "proof of loss; keep all store directories as they are and run `trilogue verify`"
                 )
             ]
         self._phase = _Phase.COPY
         crcs = {entry.frame_index: entry.crc for entry in best.tail}
         self._matches = {s: _match(a, crcs, self._last_index) for s, a in self._answers.items()}
-        self._copied = min(self._known_committed, *self._matches.values())
+        self._copied = min(self._matches.values())
         return self._next_page()
 
     def _next_page(self) -> list[Effect]:
@@ -237,10 +231,6 @@ class Takeover:
             if before is not None and header.prev_crc != before:
                 raise ProtocolError(f"{self._source} gave frame {header.index}, which does not chain")
             headers.append(header)
-            if header.index > self._known_committed:
-                self._tail.append(frame)
-                self._tail_bytes += len(frame)
-        require(self._tail_bytes <= self._limits.takeover_tail_bytes_max, "the uncommitted tail is beyond its bound")
         self._page = frames
         self._copied = first + len(frames) - 1
         self._copied_crc = headers[-1].header_crc
@@ -281,7 +271,7 @@ class Takeover:
             last_crc=self._last_crc,
             limits=self._limits,
         )
-        return [TakenOver(log, self._source, self._known_committed, self._tail)]
+        return [TakenOver(log)]
 
 
 def _end(answer: FenceAnswer) -> tuple[int, int, int]:

@@ -1,0 +1,52 @@
+"""Send to sessions and read them. ::
+
+    async with Client(sender="alice", outbox="alice.db") as client:
+        ack = await client.send("room-42", b"hello")
+        async for message in client.subscribe("room-42"):
+            ...
+
+`SyncClient` is the same for code without an event loop. Importing this does not import Ray. All errors are re-exported
+here; their tree stands in ``trilogue.actors.protocol.errors``.
+"""
+
+from trilogue.actors.protocol.errors import (
+    ClientClosed,
+    ConflictingRetry,
+    Corrupt,
+    DataError,
+    DirectoryInUse,
+    DirectoryUnusable,
+    InvalidRange,
+    InvalidSender,
+    InvalidSession,
+    LaunchError,
+    MessageTooLarge,
+    NewerFormat,
+    NotAuthorized,
+    OutboxInUse,
+    OutboxUnusable,
+    Overloaded,
+    ProofOfLoss,
+    ProtocolError,
+    SettingsDiffer,
+    TrilogueError,
+    Unavailable,
+    Unsent,
+    UsageError,
+    WrongCluster,
+)
+from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
+from trilogue.actors.protocol.messages import Ack, Message
+from trilogue.client.client import Client
+from trilogue.client.subscription import Subscription
+from trilogue.client.sync import SyncClient, SyncSubscription
+
+__all__ = [
+    "Client", "SyncClient", "Ack", "Message", "Subscription", "SyncSubscription", "Limits", "DEFAULT_LIMITS",
+    "TrilogueError",
+    "UsageError", "InvalidSession", "InvalidSender", "InvalidRange", "MessageTooLarge",
+    "ConflictingRetry", "OutboxInUse", "OutboxUnusable", "ClientClosed", "Unsent",
+    "NotAuthorized", "ProtocolError", "Overloaded", "Unavailable", "ProofOfLoss",
+    "DataError", "DirectoryInUse", "WrongCluster", "NewerFormat", "DirectoryUnusable", "Corrupt",
+    "LaunchError", "SettingsDiffer",
+]  # fmt: skip

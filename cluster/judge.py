@@ -1,0 +1,211 @@
+"""Is what the stores hold what trilogue promises? The pure half of `trilogue verify`.
+
+Owns the judgement of one partition's frames, as they are on several stores. It must not know where frames come
+from: they are handed in, store by store, in the order of their indexes. Rules, for every frame on every store:
+
+1. Its CRCs hold, it is of this log and partition, its index follows, and its `prev_crc` is the CRC of the one
+   before.
+2. Its epoch never falls, and what it says is committed lies before it.
+3. All stores hold the same frame at the same index.
+4. Its records can be read; a session's seqs are 1, 2, 3 …; so are the numbers of each sender in it, skips included
+   (hence each `(sender_id, n)` is there once); a session is in the partition that its slot leads to.
+
+Memory is bounded by the sessions and senders that there are, and by the frames that some stores have handed in and
+others have not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from trilogue.actors.protocol.errors import ProtocolError
+from trilogue.actors.protocol.frames import Header, decode_frame, payload_of
+from trilogue.actors.protocol.ids import partition_of
+from trilogue.actors.protocol.messages import Record, Run, unpack_records
+
+PROBLEMS_KEPT_MAX = 1_000
+
+
+class Problem(NamedTuple):
+    """One thing that is not as promised. `kind` is one word that stays what it is."""
+
+    kind: str
+    where: str
+    text: str
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was counted and what was found wrong, over all partitions. Keeps the first `PROBLEMS_KEPT_MAX` problems."""
+
+    problems: list[Problem] = field(default_factory=list)
+    problem_count: int = 0
+    frames: int = 0
+    bytes: int = 0
+    messages: int = 0
+    skips: int = 0
+    sessions: int = 0
+    senders: int = 0
+
+    def add(self, kind: str, where: str, text: str) -> None:
+        """Note a problem."""
+        self.problem_count += 1
+        if len(self.problems) < PROBLEMS_KEPT_MAX:
+            self.problems.append(Problem(kind, where, text))
+
+
+class _Copy:
+    """How far one store's copy has been judged."""
+
+    __slots__ = ("broken", "crc", "epoch", "index")
+
+    def __init__(self) -> None:
+        self.index = 0
+        self.crc = 0
+        self.epoch = 0
+        self.broken = False  # the frame before could not be read: what follows has nothing to chain to
+
+
+class PartitionJudge:
+    """Judges one partition. Hand in each store's frames with `take` and `unreadable`; `finish` at the end."""
+
+    def __init__(
+        self,
+        partition: int,
+        partitions: int,
+        stores: Sequence[str],
+        log_id: int | None,
+        frame_bytes_max: int,
+        findings: Findings,
+    ) -> None:
+        self.partition = partition
+        self._partitions = partitions
+        self._copies = {store: _Copy() for store in stores}
+        self._log_id = log_id
+        self._frame_bytes_max = frame_bytes_max
+        self._findings = findings
+        self._waiting: dict[int, dict[str, int | None]] = {}
+        self._read_upto = 0
+        self._last_seq: dict[str, int] = {}
+        self._last_n: dict[tuple[str, str], int] = {}
+
+    def next_index(self, store: str) -> int:
+        """The index of the frame that is expected from `store` next."""
+        return self._copies[store].index + 1
+
+    def take(self, store: str, frames: Sequence[bytes]) -> None:
+        """Judge frames of `store` that follow what it has handed in before."""
+        for frame in frames:
+            self._take_one(store, frame)
+
+    def unreadable(self, store: str, why: str) -> None:
+        """`store` cannot hand in its next frame: it says that the frame is damaged."""
+        index = self.next_index(store)
+        self._findings.add("damaged", self._where(store, index), why)
+        self._step(store, index, None)
+
+    def finish(self, end: int) -> None:
+        """Every store should have handed in its frames up to `end`: name those that have not."""
+        for store, copy in self._copies.items():
+            if copy.index < end:
+                self._findings.add("missing", self._where(store, copy.index + 1), f"it ends here; others go on to frame {end}")
+        self._findings.sessions += len(self._last_seq)
+        self._findings.senders += len(self._last_n)
+
+    # ------------------------------------------------------------------ one frame
+
+    def _take_one(self, store: str, frame: bytes) -> None:
+        index = self.next_index(store)
+        self._findings.frames += 1
+        self._findings.bytes += len(frame)
+        try:
+            header = decode_frame(frame, self._frame_bytes_max)
+        except ProtocolError as error:
+            self._findings.add("damaged", self._where(store, index), str(error))
+            self._step(store, index, None)
+            return
+        self._check_place(store, index, header)
+        if self._read_upto == index - 1 and self._read(store, index, frame, header):
+            self._read_upto = index
+        self._step(store, index, header)
+
+    def _check_place(self, store: str, index: int, header: Header) -> None:
+        copy, where = self._copies[store], self._where(store, index)
+        if self._log_id is None:
+            self._log_id = header.log_id
+        if (header.log_id, header.partition, header.index) != (self._log_id, self.partition, index):
+            text = f"it is frame {header.index} of partition {header.partition} in log {header.log_id}"
+            self._findings.add("misplaced", where, text)
+        if not copy.broken and header.prev_crc != copy.crc:
+            self._findings.add("chain", where, f"it follows a frame with CRC {header.prev_crc:#010x}, not {copy.crc:#010x}")
+        if header.epoch < copy.epoch:
+            self._findings.add("epoch", where, f"epoch {header.epoch} comes after epoch {copy.epoch}")
+        if header.committed_upto >= index:
+            self._findings.add("committed", where, f"it calls frame {header.committed_upto} committed, which is not before it")
+
+    def _step(self, store: str, index: int, header: Header | None) -> None:
+        """Go on to the store's next frame, and compare the stores once all have handed in this one."""
+        copy = self._copies[store]
+        copy.index = index
+        copy.broken = header is None
+        if header is not None:
+            copy.crc, copy.epoch = header.header_crc, max(copy.epoch, header.epoch)
+        crcs = self._waiting.setdefault(index, {})
+        crcs[store] = header.header_crc if header is not None else None
+        if len(crcs) < len(self._copies):
+            return
+        del self._waiting[index]
+        if len({crc for crc in crcs.values() if crc is not None}) > 1:
+            shown = ", ".join(f"{name} {crc:#010x}" for name, crc in crcs.items() if crc is not None)
+            self._findings.add(
+                "disagree", f"partition {self.partition} frame {index}", f"the stores hold different frames: {shown}"
+            )
+        if self._read_upto < index:
+            # No copy could be read: go on behind it, and let the numbers show what was in it.
+            self._findings.add("lost", f"partition {self.partition} frame {index}", "no store holds a readable copy")
+            self._read_upto = index
+
+    # ------------------------------------------------------------------ its records
+
+    def _read(self, store: str, index: int, frame: bytes, header: Header) -> bool:
+        where = self._where(store, index)
+        try:
+            records = unpack_records(payload_of(frame, header))
+        except ProtocolError as error:
+            self._findings.add("record", where, str(error))
+            return False
+        if len(records) != header.count:
+            self._findings.add("record", where, f"{len(records)} records where the header counts {header.count}")
+        for record in records:
+            self._judge(where, record)
+        return True
+
+    def _judge(self, where: str, record: Record) -> None:
+        session = record.session
+        if partition_of(session, self._partitions) != self.partition:
+            self._findings.add(
+                "misplaced", where, f"session {session!r} belongs to partition {partition_of(session, self._partitions)}"
+            )
+        if isinstance(record, Run):
+            count, first_n = len(record.bodies), record.first_n
+            last_seq = self._last_seq.get(session, 0)
+            if record.first_seq != last_seq + 1:
+                kind = "gap" if record.first_seq > last_seq else "duplicate"
+                self._findings.add(f"seq-{kind}", where, f"session {session!r}: seq {record.first_seq} after {last_seq}")
+            self._last_seq[session] = max(last_seq, record.first_seq + count - 1)
+            self._findings.messages += count
+        else:
+            count, first_n = 1, record.n
+            self._last_seq.setdefault(session, 0)
+            self._findings.skips += 1
+        key = (session, record.sender_id)
+        last_n = self._last_n.get(key, 0)
+        if first_n != last_n + 1:
+            kind = "gap" if first_n > last_n else "duplicate"
+            self._findings.add(f"n-{kind}", where, f"sender {record.sender_id!r} in {session!r}: n {first_n} after {last_n}")
+        self._last_n[key] = max(last_n, first_n + count - 1)
+
+    def _where(self, store: str, index: int) -> str:
+        return f"{store} partition {self.partition} frame {index}"

@@ -1,0 +1,278 @@
+"""`trilogue bench …`: the commands, their options, and how they end.
+
+Owns the command line of the benchmarks. It must not know how anything is measured; what is heavy is imported when a
+command runs, so that `trilogue --help` stays quick. Exit codes: 0 measured and clean, 1 something was lost, duplicated or
+reordered, or it could not be measured, 2 wrong usage. Errors are one line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trilogue.actors.protocol.errors import TrilogueError, UsageError
+
+if TYPE_CHECKING:
+    from trilogue.bench.progress import Progress
+    from trilogue.bench.scenarios import Outcome
+    from trilogue.bench.systems import Where
+
+app = typer.Typer(
+    name="bench",
+    help="Measure, and verify while measuring: lost, duplicated and reordered stand beside every rate.",
+    no_args_is_help=True,
+)
+
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as one JSON object.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the result: a .png or .svg file.")]
+Seed = Annotated[int, typer.Option("--seed", help="Fixes what is sent, and in which order.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="HOST:PORT", help="Measure this running system instead of one of its own."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Where the measured system keeps its files for as long as it runs."),
+]
+Messages = Annotated[int | None, typer.Option("--messages", metavar="N", help="How many messages are measured.")]
+Sessions = Annotated[int | None, typer.Option("--sessions", metavar="N", help="How many sessions they go to.")]
+
+Scenario = Callable[["Where", "Progress"], "Outcome"]
+Draw = Callable[["Outcome", Path], None]
+
+
+@app.command()
+def throughput(
+    messages: Messages = None,
+    sessions: Sessions = None,
+    body_bytes: Annotated[int | None, typer.Option("--body-bytes", metavar="N", help="Bytes of each body.")] = None,
+    partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
+    outbox: Annotated[
+        str, typer.Option("--outbox", metavar="memory|FILE", help="Where the client keeps what is not acked.")
+    ] = "memory",
+    seed: Seed = 1,
+    address: Address = None,
+    data: Data = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """How many messages a second one client gets onto three disks, with a future for each."""
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import scenarios
+
+        return scenarios.throughput(
+            where,
+            progress,
+            messages=scenarios.THROUGHPUT_MESSAGES if messages is None else messages,
+            sessions=scenarios.THROUGHPUT_SESSIONS if sessions is None else sessions,
+            body_bytes=scenarios.BODY_BYTES if body_bytes is None else body_bytes,
+            outbox=None if outbox == "memory" else outbox,
+            seed=seed,
+        )
+
+    def draw(outcome: Outcome, path: Path) -> None:
+        from trilogue.bench import plots
+
+        run, floor = outcome.runs[0], outcome.runs[0].floor.histogram().curve_ms()
+        plots.plot_throughput(outcome.result, run.histogram.curve_ms(), floor, _rates(outcome), path)
+
+    _run(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+
+
+@app.command()
+def latency(
+    messages: Messages = None,
+    partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
+    seed: Seed = 1,
+    address: Address = None,
+    data: Data = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """How long one message takes to three disks and back, with nothing else in flight."""
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import scenarios
+
+        count = scenarios.LATENCY_MESSAGES if messages is None else messages
+        return scenarios.latency(where, progress, messages=count, seed=seed)
+
+    def draw(outcome: Outcome, path: Path) -> None:
+        from trilogue.bench import plots
+
+        run, floor = outcome.runs[0], outcome.runs[0].floor.histogram().curve_ms()
+        plots.plot_latency(outcome.result, run.histogram.curve_ms(), floor, path)
+
+    _run(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+
+
+@app.command()
+def scale(
+    partitions: Annotated[str, typer.Option("--partitions", metavar="1,2,4,8", help="The counts to compare.")] = "1,2,4,8",
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="Nodes of a simulated Ray cluster on this machine.")] = 1,
+    messages: Messages = None,
+    sessions: Sessions = None,
+    seed: Seed = 1,
+    data: Data = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """What a message costs as the partitions grow in number: a fresh system for each count, the same load."""
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import scenarios
+
+        return scenarios.scale(
+            where,
+            progress,
+            partitions=_counts(partitions),
+            messages=scenarios.SCALE_MESSAGES if messages is None else messages,
+            sessions=scenarios.SCALE_SESSIONS if sessions is None else sessions,
+            seed=seed,
+        )
+
+    def draw(outcome: Outcome, path: Path) -> None:
+        from trilogue.bench import plots
+
+        plots.plot_scale(outcome.result, path)
+
+    _run(scenario, draw, address=None, data=data, json=json, plot=plot, partitions=1, nodes=nodes)
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A conversation: .jsonl or .jsonl.gz.")],
+    partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
+    seed: Seed = 1,
+    address: Address = None,
+    data: Data = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Send a real conversation for all of its senders, read all of it back, and compare it with the file.
+
+    Each line of the file is {"session", "sender", "sent_at", "text"}; sent_at is milliseconds since 1970.
+    """
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import scenarios
+
+        return scenarios.replay(where, progress, file=file, seed=seed)
+
+    def draw(outcome: Outcome, path: Path) -> None:
+        from trilogue.bench import plots
+
+        run = outcome.runs[0]
+        by_session = run.report.messages_by_session
+        plots.plot_replay(outcome.result, by_session, _rates(outcome), run.histogram.curve_ms(), path)
+
+    _run(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+
+
+@app.command()
+def floor(seed: Seed = 1, data: Data = None, json: Json = None, plot: Plot = None) -> None:
+    """What no system on this machine can beat: blocking sockets, three receivers, an fdatasync for each frame."""
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import scenarios
+
+        return scenarios.floor_alone(where, progress, seed=seed)
+
+    def draw(outcome: Outcome, path: Path) -> None:
+        from trilogue.bench import plots
+
+        if outcome.floor is not None:
+            plots.plot_floor(outcome.result, outcome.floor.histogram().curve_ms(), path)
+
+    _run(scenario, draw, address=None, data=data, json=json, plot=plot, partitions=1)
+
+
+def _run(
+    scenario: Scenario,
+    draw: Draw,
+    *,
+    address: str | None,
+    data: Path | None,
+    json: Path | None,
+    plot: Path | None,
+    partitions: int,
+    nodes: int = 1,
+) -> None:
+    """Check the files that will be written, measure, report, and end with the verdict."""
+    try:
+        outcome = _measure(scenario, address, data, json, plot, partitions, nodes)
+        _report(outcome, draw, json, plot)
+    except UsageError as error:
+        typer.echo(f"trilogue bench: {error}", err=True)
+        raise typer.Exit(2) from None
+    except TrilogueError as error:
+        typer.echo(f"trilogue bench: {error}", err=True)
+        raise typer.Exit(1) from None
+    result = outcome.result
+    raise typer.Exit(1 if result.lost or result.duplicated or result.reordered else 0)
+
+
+def _measure(
+    scenario: Scenario,
+    address: str | None,
+    data: Path | None,
+    json: Path | None,
+    plot: Path | None,
+    partitions: int,
+    nodes: int,
+) -> Outcome:
+    from trilogue.bench import plots
+    from trilogue.bench.progress import Progress
+    from trilogue.bench.systems import Where
+
+    for option, path in (("--json", json), ("--plot", plot)):
+        # A run takes long: what cannot be written is found out before it.
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise UsageError(f"{option} {path}: {path.parent} is no directory that can be written")
+    if plot is not None:
+        plots.check_suffix(plot)
+    where = Where(address=address, data=data, partitions=partitions, nodes=nodes)
+    with Progress() as progress:
+        return scenario(where, progress)
+
+
+def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) -> None:
+    from rich.console import Console
+
+    from trilogue.bench import report
+
+    result = outcome.result
+    console = Console(stderr=False)
+    report.show(result, console, outcome.examples)
+    if json is not None:
+        report.write_json(result, json)
+    if plot is not None:
+        draw(outcome, plot)
+    for path in (json, plot):
+        if path is not None:
+            console.print(f"wrote {path}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _rates(outcome: Outcome) -> list[tuple[float, float]]:
+    from trilogue.bench import plots
+
+    report = outcome.runs[0].report
+    return plots.rates_of(report.acked_at_s, report.sampled_every, report.seconds)
+
+
+def _counts(text: str) -> list[int]:
+    """`1,2,4,8` as numbers. Raises `UsageError`."""
+    from trilogue.bench.systems import Where
+
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--partitions {text!r}: numbers with commas between them, like 1,2,4,8") from None
+    for count in counts:
+        Where(address=None, data=None, partitions=count)
+    return counts

@@ -1,0 +1,155 @@
+"""One measured run: the floor, the load in a process of its own, the floor again, and the result made of them.
+
+Owns the order of a run and the load generator's process. It must not know how the load works or how a result looks.
+Invariants: the generator has ended when `measure` returns or raises; the floor is measured before and after the load, where
+the stores write; a result is made only from a report that says what was verified.
+"""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from trilogue.actors.protocol.errors import Unavailable, UsageError
+from trilogue.bench.floor import Floor, measure_floor
+from trilogue.bench.job import Job, Kind, Report, Saying
+from trilogue.bench.machine import commit, machine_facts
+from trilogue.bench.metrics import Histogram
+from trilogue.bench.progress import Progress
+from trilogue.bench.schema import CpuUs, Figures
+from trilogue.bench.systems import System
+
+FLOOR_PART_S = 0.5
+END_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What to send, before it is known to which system."""
+
+    kind: Kind
+    seed: int
+    messages: int = 0
+    warm_up_messages: int = 0
+    sessions: int = 1
+    body_bytes: int = 256
+    file: str | None = None
+    outbox: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One measured and verified run; `examples` are the first anomalies in words, if there were any."""
+
+    figures: Figures
+    report: Report
+    histogram: Histogram
+    floor: Floor
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost, duplicated or reordered."""
+        found = self.report.found
+        return not (found.lost or found.duplicated or found.reordered)
+
+
+def measure(command: str, load: Load, system: System, progress: Progress) -> Run:
+    """Run `load` on `system`, between two halves of the floor. Raises `Unavailable` when the load cannot be carried out."""
+    progress.phase("measuring the floor")
+    before = measure_floor(system.scratch, latency_s=FLOOR_PART_S, rate_s=FLOOR_PART_S)
+    job = Job(
+        kind=load.kind,
+        address=system.address,
+        token=system.token,
+        # Sessions of its own, so that a system may be measured again and again.
+        prefix=f"bench-{secrets.token_hex(4)}/",
+        copies=system.copies,
+        seed=load.seed,
+        messages=load.messages,
+        warm_up_messages=load.warm_up_messages,
+        sessions=load.sessions,
+        body_bytes=load.body_bytes,
+        file=load.file,
+        outbox=load.outbox,
+        pids=system.pids,
+    )
+    report = run_load(job, progress)
+    progress.phase("measuring the floor")
+    floor = before.and_also(measure_floor(system.scratch, latency_s=FLOOR_PART_S, rate_s=FLOOR_PART_S))
+    histogram = Histogram(report.histogram)
+    settings = load.settings | {
+        "partitions": system.partitions,
+        "copies": system.copies,
+        "nodes": system.nodes,
+        "seed": load.seed,
+    }
+    figures = Figures(
+        command=command,
+        commit=commit(),
+        machine=machine_facts(system.scratch),
+        settings=settings,
+        messages=report.messages,
+        seconds=round(report.seconds, 4),
+        messages_per_s=round(report.messages / report.seconds, 1),
+        latency_ms=histogram.latency_ms(),
+        lost=report.found.lost,
+        duplicated=report.found.duplicated,
+        reordered=report.found.reordered,
+        cpu_us_per_message=cpu_us(report),
+        floor=floor.figures(),
+    )
+    return Run(figures, report, histogram, floor)
+
+
+def cpu_us(report: Report) -> CpuUs:
+    """Each role's processor time, shared out over the measured messages."""
+
+    def each(role: str) -> float | None:
+        used = report.cpu_s.get(role)
+        return None if used is None else round(used / report.messages * 1e6, 3)
+
+    return CpuUs(client=each("client"), session=each("session"), store=each("store"))
+
+
+def run_load(job: Job, progress: Progress) -> Report:
+    """Run the load generator to its end. Raises `UsageError` or `Unavailable` with what it says of its failure."""
+    with _generator(job) as lines:
+        for line in lines:
+            try:
+                saying = Saying.model_validate_json(line)
+            except ValidationError:
+                continue
+            if saying.report is not None:
+                return saying.report
+            if saying.error:
+                raise (UsageError if saying.usage else Unavailable)(saying.error)
+            progress.phase(saying.phase, saying.done, saying.total)
+    raise Unavailable("the load generator ended without a report: what it wrote stands above")
+
+
+@contextmanager
+def _generator(job: Job) -> Iterator[Iterator[bytes]]:
+    """The generator's lines; its process has ended when the block is left."""
+    process = subprocess.Popen([sys.executable, "-m", "trilogue.bench.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(job.model_dump_json().encode())
+        process.stdin.close()
+        yield iter(process.stdout)
+        process.wait(timeout=END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.stdout.close()
+        if process.poll() is None:
+            process.kill()
+            process.wait()

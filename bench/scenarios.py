@@ -1,0 +1,215 @@
+"""The benchmarks themselves: what each one starts, sends and reports.
+
+Owns the defaults of every `trilogue bench` command but the command line. It must not know how a load works or how a
+system is started. Invariant: what a scenario returns was verified, and says what was found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trilogue.actors.protocol.errors import UsageError
+from trilogue.bench.conversation import read_conversation
+from trilogue.bench.driver import Load, Run, measure
+from trilogue.bench.floor import COPIES, MESSAGE_BYTES, RATE_FRAME_BYTES, Floor, measure_floor
+from trilogue.bench.machine import commit, machine_facts
+from trilogue.bench.metrics import Histogram
+from trilogue.bench.progress import Progress
+from trilogue.bench.schema import CpuUs, Result, Row
+from trilogue.bench.systems import Where, scratch_directory, system
+from trilogue.bench.workload import Workload
+
+THROUGHPUT_MESSAGES = 500_000
+THROUGHPUT_SESSIONS = 64
+BODY_BYTES = 256
+LATENCY_MESSAGES = 5_000
+LATENCY_WARM_UP_MESSAGES = 500
+SCALE_MESSAGES = 300_000
+SCALE_SESSIONS = 256
+WARM_UP_MESSAGES = 20_000
+WARM_UP_SHARE = 10
+PARTITIONS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A result, what drew it up, and what was found in words."""
+
+    result: Result
+    examples: list[str] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    floor: Floor | None = None
+
+
+def throughput(
+    where: Where, progress: Progress, *, messages: int, sessions: int, body_bytes: int, outbox: str | None, seed: int
+) -> Outcome:
+    """As many messages as one client can send, a future for each."""
+    Workload(messages, sessions, body_bytes, seed)
+    with _new_outbox(outbox) as file, system(where, progress) as running:
+        load = Load(
+            kind="throughput",
+            seed=seed,
+            messages=messages,
+            warm_up_messages=_warm_up(messages),
+            sessions=sessions,
+            body_bytes=body_bytes,
+            outbox=file,
+            settings={"sessions": sessions, "body_bytes": body_bytes, "outbox": "file" if file else "memory"},
+        )
+        return _single(measure("throughput", load, running, progress))
+
+
+def latency(where: Where, progress: Progress, *, messages: int, seed: int) -> Outcome:
+    """One message in flight: how long from hand-over to ack."""
+    Workload(messages, 1, BODY_BYTES, seed)
+    with system(where, progress) as running:
+        load = Load(
+            kind="latency",
+            seed=seed,
+            messages=messages,
+            warm_up_messages=LATENCY_WARM_UP_MESSAGES,
+            body_bytes=BODY_BYTES,
+            settings={"sessions": 1, "body_bytes": BODY_BYTES, "outbox": "memory", "in_flight": 1},
+        )
+        return _single(measure("latency", load, running, progress))
+
+
+def replay(where: Where, progress: Progress, *, file: Path, seed: int) -> Outcome:
+    """A real conversation: one gateway client speaks for all of its senders."""
+    lines = read_conversation(file)
+    sessions, senders = len({line.session for line in lines}), len({line.sender for line in lines})
+    with system(where, progress) as running:
+        settings = {"file": file.name, "sessions": sessions, "senders": senders, "outbox": "memory"}
+        load = Load(kind="replay", seed=seed, file=str(file.absolute()), settings=settings)
+        return _single(measure("replay", load, running, progress))
+
+
+def scale(where: Where, progress: Progress, *, partitions: Sequence[int], messages: int, sessions: int, seed: int) -> Outcome:
+    """The same load on systems of more and more partitions, each one fresh."""
+    Workload(messages, sessions, BODY_BYTES, seed)
+    settings = {"sessions": sessions, "body_bytes": BODY_BYTES, "outbox": "memory"}
+    load = Load(
+        kind="throughput",
+        seed=seed,
+        messages=messages,
+        warm_up_messages=_warm_up(messages),
+        sessions=sessions,
+        body_bytes=BODY_BYTES,
+        settings=settings,
+    )
+    runs: list[Run] = []
+    for count in partitions:
+        progress.about = f"{count} partition{'s' if count > 1 else ''}: "
+        with system(where.with_partitions(count), progress) as running:
+            runs.append(measure("scale", load, running, progress))
+    progress.about = ""
+    nodes = where.nodes
+    rows = [Row(**dict(run.figures), partitions=count, nodes=nodes) for run, count in zip(runs, partitions, strict=True)]
+    overall: dict[str, Any] = {"partitions": ",".join(map(str, partitions)), "messages_each": messages}
+    overall |= {"copies": runs[0].figures.settings["copies"], "nodes": nodes, "seed": seed}
+    result = _together(runs, settings | overall, rows)
+    return Outcome(result, _examples(runs), runs)
+
+
+def floor_alone(where: Where, progress: Progress, *, seed: int) -> Outcome:
+    """The floor by itself."""
+    with scratch_directory(where) as directory:
+        progress.phase("measuring the floor")
+        measured = measure_floor(directory)
+        histogram = measured.histogram()
+        figures = measured.figures()
+        result = Result(
+            command="floor",
+            commit=commit(),
+            machine=machine_facts(directory),
+            settings={
+                "copies": COPIES,
+                "latency_frame_bytes": MESSAGE_BYTES,
+                "rate_frame_bytes": RATE_FRAME_BYTES,
+                "seed": seed,
+            },
+            messages=measured.messages,
+            seconds=round(measured.seconds, 4),
+            messages_per_s=figures.messages_per_s,
+            latency_ms=histogram.latency_ms(),
+            lost=0,
+            duplicated=0,
+            reordered=0,
+            cpu_us_per_message=CpuUs(client=None, session=None, store=None),
+            floor=figures,
+            rows=[],
+        )
+    return Outcome(result, floor=measured)
+
+
+def _single(run: Run) -> Outcome:
+    return Outcome(Result(**dict(run.figures), rows=[]), list(run.report.found.examples), [run], run.floor)
+
+
+def _together(runs: Sequence[Run], settings: dict[str, Any], rows: list[Row]) -> Result:
+    """All runs as one result: sums, means over all messages, and the percentiles of all sampled acks."""
+    messages, seconds = sum(run.figures.messages for run in runs), sum(run.figures.seconds for run in runs)
+    histogram, floor = Histogram(), Floor([], [])
+    for run in runs:
+        histogram.add(run.histogram)
+        floor = floor.and_also(run.floor)
+
+    def mean_us(role: str) -> float | None:
+        sum_us = 0.0
+        for run in runs:
+            used: float | None = getattr(run.figures.cpu_us_per_message, role)
+            if used is None:
+                return None
+            sum_us += used * run.figures.messages
+        return round(sum_us / messages, 3)
+
+    first = runs[0].figures
+    return Result(
+        command=first.command,
+        commit=first.commit,
+        machine=first.machine,
+        settings=settings,
+        messages=messages,
+        seconds=round(seconds, 4),
+        messages_per_s=round(messages / seconds, 1),
+        latency_ms=histogram.latency_ms(),
+        lost=sum(run.figures.lost for run in runs),
+        duplicated=sum(run.figures.duplicated for run in runs),
+        reordered=sum(run.figures.reordered for run in runs),
+        cpu_us_per_message=CpuUs(client=mean_us("client"), session=mean_us("session"), store=mean_us("store")),
+        floor=floor.figures(),
+        rows=rows,
+    )
+
+
+def _examples(runs: Sequence[Run]) -> list[str]:
+    return [f"{run.figures.settings['partitions']} partitions: {each}" for run in runs for each in run.report.found.examples]
+
+
+@contextlib.contextmanager
+def _new_outbox(path: str | None) -> Iterator[str | None]:
+    """A new outbox file at `path`, removed afterwards; None is memory. Raises `UsageError` if there is one already."""
+    if path is None:
+        yield None
+        return
+    file = Path(path).expanduser().absolute()
+    if file.exists():
+        raise UsageError(f"--outbox {path} exists: name a new file, which is removed afterwards")
+    if not os.access(file.parent, os.W_OK):
+        raise UsageError(f"--outbox {path}: {file.parent} is no directory that can be written")
+    try:
+        yield str(file)
+    finally:
+        for beside in ("", "-wal", "-shm", ".lock"):
+            Path(f"{file}{beside}").unlink(missing_ok=True)
+
+
+def _warm_up(messages: int) -> int:
+    """Enough for connections, caches and interpreters to be warm, and never the greater part of a short run."""
+    return min(WARM_UP_MESSAGES, max(1, messages // WARM_UP_SHARE))

@@ -1,0 +1,160 @@
+"""The system that is measured: one of its own on a disk, on one node or on simulated ones, or one that runs already.
+
+Owns the starting and the ending of measured systems, and their directories. It must not know what is measured. Invariants: a
+directory that was made here is removed, and nothing else is; the system and its Ray have ended when the block is left; a
+Ray of several simulated nodes listens on loopback and wants a token, like any other one that trilogue starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from trilogue.actors.protocol.errors import DirectoryUnusable, UsageError
+from trilogue.actors.protocol.ids import PARTITIONS_MAX
+from trilogue.bench.machine import refuse_memory
+from trilogue.bench.nodes import simulated_nodes
+from trilogue.bench.progress import Progress
+
+NODES_MAX = 16
+COPIES = 3
+LOOPBACK = ("127.", "localhost", "[::1]")
+ROLES = ("session", "store")
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What the command line says of the system: one at `address`, or a fresh one with its files under `data`."""
+
+    address: str | None
+    data: Path | None
+    partitions: int
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` unless the system can be had."""
+        if self.address is not None and self.data is not None:
+            raise UsageError("--data is for a system of the benchmark's own: leave it out, or leave out --address")
+        if not 1 <= self.partitions <= PARTITIONS_MAX:
+            raise UsageError(f"--partitions {self.partitions}: between 1 and {PARTITIONS_MAX}")
+        if not 1 <= self.nodes <= NODES_MAX:
+            raise UsageError(f"--nodes {self.nodes}: between 1 and {NODES_MAX}")
+
+    def with_partitions(self, partitions: int) -> Where:
+        """The same with another number of partitions."""
+        return replace(self, partitions=partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A running system. `pids` are its processes on this machine by role; `scratch` is on its stores' file system."""
+
+    address: str
+    token: str | None
+    partitions: int
+    copies: int
+    nodes: int
+    scratch: Path
+    pids: dict[str, list[int]] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def system(where: Where, progress: Progress) -> Iterator[System]:
+    """The system to measure, running; it has ended, with its files gone, when the block is left, unless it ran before."""
+    if where.address is not None:
+        with scratch_directory(where) as directory:
+            yield _running(where.address, directory)
+        return
+    from trilogue.cluster import launch
+
+    with scratch_directory(where) as directory, contextlib.ExitStack() as ray:
+        if where.nodes > 1:
+            progress.phase(f"starting {where.nodes} Ray nodes")
+            ray.enter_context(simulated_nodes(where.nodes, directory))
+        progress.phase("starting the system")
+        # Fewer nodes than copies cannot hold a store each: then the placement decides.
+        spread = True if where.nodes >= COPIES else None
+        with launch(partitions=where.partitions, copies=COPIES, data=directory / "data", spread=spread) as cluster:
+            status = cluster.status()
+            yield System(
+                address=cluster.address,
+                token=cluster.token,
+                partitions=where.partitions,
+                copies=COPIES,
+                nodes=where.nodes,
+                scratch=directory,
+                pids=pids_by_role(status),
+            )
+            progress.phase("ending the system")
+
+
+@contextlib.contextmanager
+def scratch_directory(where: Where) -> Iterator[Path]:
+    """A new directory on a disk, beside the default data directory or under `where.data`; it is removed afterwards.
+
+    Raises `DirectoryUnusable` when it cannot be made there, or on tmpfs.
+    """
+    from trilogue.cluster.directories import data_home
+
+    base = where.data.expanduser().absolute() if where.data is not None else data_home().absolute()
+    made = [path for path in (base, *base.parents) if not path.exists()]
+    directory = base / f"bench-{secrets.token_hex(4)}"
+    try:
+        directory.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise DirectoryUnusable(f"{directory} cannot be made: {error.strerror}; give --data another directory") from None
+    try:
+        refuse_memory(directory)
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _running(address: str, scratch: Path) -> System:
+    """The system at `address`, as a client finds it. Raises `Unavailable` or `NotAuthorized`."""
+    from trilogue.cluster.find import locate, run_file_behind
+    from trilogue.cluster.status import gather
+    from trilogue.cluster.streams import run
+
+    known = locate(address, None)
+    behind = run(run_file_behind(known))
+    if behind is not None:
+        # One address leads to its partitions' writers; the run file leads to every store as well.
+        known = known._replace(addresses=[*known.addresses, *behind.addresses], run=behind)
+    status = run(gather(known))
+    copies = min(partition["copies"] for partition in status["partitions"])
+    pids = pids_by_role(status)
+    for role, expected in (("session", len(status["partitions"])), ("store", copies)):
+        if len(pids.get(role, [])) < expected:
+            # A part of a role's processor time would flatter the whole.
+            pids[role] = []
+    return System(
+        address=address,
+        token=known.token,
+        partitions=len(status["partitions"]),
+        copies=copies,
+        nodes=len({store["address"].rpartition(":")[0] for store in status["stores"]}),
+        scratch=scratch,
+        pids=pids,
+    )
+
+
+def pids_by_role(status: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The processes of SessionActors and stores that run on this machine."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for actor in status["actors"].values():
+        role, pid, address = actor.get("role"), actor.get("pid"), str(actor.get("address", ""))
+        if role in ROLES and isinstance(pid, int) and address.startswith(LOOPBACK) and psutil.pid_exists(pid):
+            found[role].append(pid)
+    return dict(found)

@@ -1,0 +1,100 @@
+"""`trilogue bench`: wrong usage is refused in one line before anything is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from trilogue.actors.protocol.errors import DirectoryUnusable, UsageError
+from trilogue.bench import machine, plots, systems
+from trilogue.bench.cli import app
+
+
+@pytest.fixture(autouse=True)
+def _no_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object) -> None:
+        raise AssertionError("wrong usage must be found out before anything is started")
+
+    monkeypatch.setattr(systems, "scratch_directory", started)
+    monkeypatch.setattr("trilogue.bench.scenarios.scratch_directory", started)
+
+
+def bench(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["throughput", "--messages", "0"], "--messages 0"),
+        (["throughput", "--sessions", "0"], "--sessions 0"),
+        (["throughput", "--body-bytes", "3"], "--body-bytes 3"),
+        (["throughput", "--partitions", "0"], "--partitions 0"),
+        (["throughput", "--plot", "picture.gif"], ".png or .svg"),
+        (["throughput", "--json", "/nowhere/at/all.json"], "no directory that can be written"),
+        (["throughput", "--address", "127.0.0.1:1", "--data", "here"], "leave out --address"),
+        (["latency", "--messages", "-1"], "--messages -1"),
+        (["scale", "--partitions", "1,x"], "like 1,2,4,8"),
+        (["scale", "--partitions", "1,0"], "--partitions 0"),
+        (["scale", "--nodes", "0"], "--nodes 0"),
+        (["replay", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], named: str) -> None:
+    result = bench(*arguments)
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_outbox_file_that_exists_is_not_touched(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.db"
+    mine.write_bytes(b"precious")
+    result = bench("throughput", "--outbox", str(mine))
+    assert result.exit_code == 2
+    assert "name a new file" in result.stderr
+    assert mine.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["picture.png", "picture.svg", "PICTURE.PNG"])
+def test_pictures_are_png_or_svg(name: str) -> None:
+    plots.check_suffix(Path(name))
+    with pytest.raises(UsageError):
+        plots.check_suffix(Path(name).with_suffix(".jpeg"))
+
+
+def test_only_processes_on_this_machine_are_counted() -> None:
+    here, pid = "127.0.0.1:1", os.getpid()
+    status = {
+        "actors": {
+            "session-0": {"role": "session", "pid": pid, "address": here},
+            "store-1": {"role": "store", "pid": pid, "address": "10.0.0.7:1"},
+            "supervisor": {"role": "supervisor", "pid": pid, "address": here},
+            "store-2": {"error": "no answer"},
+        }
+    }
+    assert systems.pids_by_role(status) == {"session": [pid]}
+
+
+def test_a_directory_for_a_run_is_refused_in_memory_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "file_system_of", lambda _: "tmpfs")
+    where = systems.Where(address=None, data=tmp_path / "deep" / "down", partitions=1)
+    with pytest.raises(DirectoryUnusable), systems.scratch_directory(where):
+        raise AssertionError("not reached")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_for_a_run_is_removed_with_all_that_was_made_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "file_system_of", lambda _: "ext4")
+    where = systems.Where(address=None, data=tmp_path / "deep" / "down", partitions=1)
+    with systems.scratch_directory(where) as directory:
+        (directory / "data").mkdir()
+        assert directory.parent == tmp_path / "deep" / "down"
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ Owns the connections to the stores: it makes them, keeps them, and carries event
 2. One connection a store; a lost one is made again at once, then every `RECONNECT_S`.
 3. When a machine says `Ended`, the process ends: a writer never resumes. During a takeover the next attempt begins instead,
    as another writer, after a while that is drawn at random (two that want one partition would meet for ever).
-4. An open writer asks its stores every `WATCH_S` whether they have seen a higher epoch. When it is idle nobody else would tell it,
+4. An open writer asks its stores every `WATCH_S` whether they have seen a higher epoch: when it is idle nobody else tells it,
    and clients that have heard the other writer do not submit to this one.
 """
 
@@ -147,14 +147,13 @@ class ReplicatedLog:
     def why_waiting(self) -> str:
         """Why nothing can be acked now, in words; empty when nothing is in the way."""
         if self._takeover is not None:
-            missing = self._takeover.waiting_for
-            what = self._takeover.phase
-        elif self._log is not None:
-            missing, what = self._log.missing, "waiting"
-        else:
-            return "reading its sessions"
-        reasons = [f"{name} ({self._problems.get(name, 'not connected')})" for name in missing]
-        return f"{what}: {', '.join(reasons)}" if reasons else what if self._takeover is not None else ""
+            return self._reasons(self._takeover.waiting_for) or self._takeover.phase
+        if self._log is not None:
+            return self._reasons(self._log.missing)
+        return "reading its sessions"
+
+    def _reasons(self, missing: list[str]) -> str:
+        return ", ".join(f"{store} ({self._problems.get(store, 'not connected')})" for store in missing)
 
     # ------------------------------------------------------------------ connections
 

@@ -4,7 +4,7 @@ Owns the streams to clients, and the way of a message between the pure machines:
 ``replicated_log`` makes frames durable, ``protocol.subscriptions`` tells readers. It must not know Ray or files. Rules:
 
 1. What waits is framed at once while the log's window has room; there is no timer in the way of a message.
-2. Nothing is submitted here before `OPEN` was said; `WAITING` says why not yet.
+2. Nothing is submitted here before `OPEN` was said; `WAITING` says why not yet, and whether reads are served meanwhile.
 3. When more waits than `waiting_bytes_max`, clients are not read from until half of it has gone: they feel it as back-pressure.
 4. Reads go to a store, within what this writer knows to be committed.
 """
@@ -206,7 +206,7 @@ class SessionActor:
             limits = self._limits
             connection.send([Say.OPEN, partition, self._log.epoch, self._log.copies, limits.body_bytes_max])
         else:
-            connection.send([Say.WAITING, partition, self._waiting_text])
+            connection.send([Say.WAITING, partition, self._waiting_text, self._open])
 
     def _on_closed(self, connection: Connection, _reason: str) -> None:
         self._subscriptions.forget(connection)

@@ -69,8 +69,9 @@ def measure(command: str, load: Load, system: System, progress: Progress) -> Run
         kind=load.kind,
         address=system.address,
         token=system.token,
-        # Sessions of its own, so that a system may be measured again and again.
-        prefix=f"bench-{secrets.token_hex(4)}/",
+        # In a fresh system the sessions, and with them their partitions, follow from the seed; one that is used by others or
+        # was measured before gets sessions that nobody else has.
+        prefix="" if system.fresh else f"bench-{secrets.token_hex(4)}/",
         copies=system.copies,
         seed=load.seed,
         messages=load.messages,

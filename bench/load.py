@@ -51,7 +51,7 @@ class Script:
         else:
             self.messages = job.warm_up_messages + job.messages
             workload = Workload(self.messages, job.sessions, job.body_bytes, job.seed)
-            names = [f"{job.prefix}{k}" for k in range(job.sessions)]
+            names = [f"{job.prefix}session-{k}" for k in range(job.sessions)]
             self._sessions = [names[session] for session in workload.order()]
             self._body = workload.bodies()
             self._senders = [None] * self.messages

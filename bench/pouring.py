@@ -64,7 +64,7 @@ class Acks:
         return histogram
 
 
-async def pour(client: Client, items: Iterable[Item], acks: Acks, sampled_every: int, window: int = int(__import__('os').environ.get('WIN','0'))) -> list[asyncio.Future[Ack]]:
+async def pour(client: Client, items: Iterable[Item], acks: Acks, sampled_every: int) -> list[asyncio.Future[Ack]]:
     """Hand over all items as fast as the client takes them, and wait until all are acked."""
     futures: list[asyncio.Future[Ack]] = []
     post, keep, clock, pulse = client.post, futures.append, time.perf_counter_ns, acks.pulse
@@ -81,8 +81,6 @@ async def pour(client: Client, items: Iterable[Item], acks: Acks, sampled_every:
         if number % HAND_OVERS_A_TURN == 0:
             pulse.done = number
             await asyncio.sleep(0)
-            if window and number > window and not (oldest := futures[number - window]).done():
-                await asyncio.wait((oldest,))
     await client.flush()
     pulse.done = len(futures)
     return futures

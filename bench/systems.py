@@ -55,13 +55,15 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A running system. `pids` are its processes on this machine by role; `scratch` is on its stores' file system."""
+    """A running system. `fresh` is one that nobody else has written to; `pids` are its processes on this machine by role;
+    `scratch` is on its stores' file system, as far as that is known."""
 
     address: str
     token: str | None
     partitions: int
     copies: int
     nodes: int
+    fresh: bool
     scratch: Path
     pids: dict[str, list[int]] = field(default_factory=dict)
 
@@ -90,6 +92,7 @@ def system(where: Where, progress: Progress) -> Iterator[System]:
                 partitions=where.partitions,
                 copies=COPIES,
                 nodes=where.nodes,
+                fresh=True,
                 scratch=directory,
                 pids=pids_by_role(status),
             )
@@ -145,6 +148,7 @@ def _running(address: str, scratch: Path) -> System:
         partitions=len(status["partitions"]),
         copies=copies,
         nodes=len({store["address"].rpartition(":")[0] for store in status["stores"]}),
+        fresh=False,
         scratch=scratch,
         pids=pids,
     )

@@ -1,8 +1,8 @@
 """The client: one outbox, one set of connections, one event loop.
 
-Owns the public calls and how the parts are put together. What is decided stands elsewhere: numbers in ``lanes`` and
-``outbox``, submissions in ``flow``, answers in ``answers``, readers in ``reading`` and ``subscription``. It must not know the
-wire's shapes.
+Owns the public calls and how the parts are put together. What is decided stands elsewhere: what is taken in ``desk``,
+numbers in ``lanes`` and ``outbox``, submissions in ``flow``, answers in ``answers``, readers in ``reading`` and
+``subscription``. It must not know the wire's shapes.
 Invariant: between `post` and its outcome a message is in its lane, and counted in the outbox, exactly once.
 """
 
@@ -13,33 +13,27 @@ import contextlib
 import os
 import random
 from collections.abc import Iterable
-from time import time_ns
 from types import TracebackType
-from typing import Any
 
 from trilogue.actors.protocol.errors import (
     ClientClosed,
-    MessageTooLarge,
-    Overloaded,
     TrilogueError,
     Unavailable,
     Unsent,
     UsageError,
 )
-from trilogue.actors.protocol.ids import check_sender, check_session
+from trilogue.actors.protocol.ids import check_session
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.connections import Connections
+from trilogue.client.desk import CLOSED, NOT_OPEN, Desk
 from trilogue.client.discovery import find
 from trilogue.client.flushing import Flush, Mark
-from trilogue.client.lanes import MESSAGE_OVERHEAD_BYTES, Lane, Waiter
 from trilogue.client.outbox_shell import FileShell, MemoryShell
 from trilogue.client.reading import SEQ_MAX, Reading, check_count
 from trilogue.client.routes import Routes
 from trilogue.client.subscription import Feed, Subscription
 
-_NOT_OPEN = "this client is not open yet: use `async with Client(...) as client:`"
-_CLOSED = "this client was closed: open a new one"
 REACH_AGAIN_AFTER_S = 0.1
 
 
@@ -66,22 +60,15 @@ class Client:
         close_timeout_s: float = 10.0,
         connect_timeout_s: float = 10.0,
     ) -> None:
-        if sender is not None:
-            check_sender(sender)
-        self._sender = sender
+        self._desk = Desk(sender, limits)
         self._path = os.fspath(outbox) if outbox is not None else None
         self._address, self._token = address, token
         self._limits = limits
         self._close_timeout_s, self._connect_timeout_s = close_timeout_s, connect_timeout_s
-        self._size_bytes_max = limits.body_bytes_max + MESSAGE_OVERHEAD_BYTES
-        self._messages_max, self._bytes_max = limits.outbox_messages_max, limits.outbox_bytes_max
-        self._open = False
-        self._shut = False
-        self._woken = False
-        self._use(MemoryShell(limits, self._wake))
+        self._shell: MemoryShell | FileShell = MemoryShell(limits, self._desk.wake)
+        self._outbox = self._shell.outbox
         self._connections: Connections | None = None
         self._feeds: set[Feed] = set()
-        self._drainers: list[asyncio.Future[None]] = []
 
     # ------------------------------------------------------------------ sending
 
@@ -96,8 +83,10 @@ class Client:
         Raises `InvalidSession`, `InvalidSender`, `MessageTooLarge`, `TypeError` (a str: call ``.encode()``) and `Overloaded`
         (the outbox is full: await `drain`); then nothing was handed over.
         """
-        future: asyncio.Future[Ack] = self._loop.create_future() if self._open else self._refuse_use()
-        self.hand_over(session, body, sender, future)
+        if not self._desk.is_open:
+            self._desk.check_open()
+        future: asyncio.Future[Ack] = self._loop.create_future()
+        self._desk.hand_over(session, body, sender, future)
         return future
 
     async def send(self, session: str, body: bytes, *, sender: str | None = None) -> Ack:
@@ -106,18 +95,12 @@ class Client:
 
     async def drain(self) -> None:
         """Wait until there is room for a message of any size; after having been full, until the outbox is half empty."""
-        self._check_open()
-        outbox = self._outbox
-        if outbox.messages < self._messages_max and outbox.bytes + self._size_bytes_max <= self._bytes_max:
-            return
-        while not outbox.roomy:
-            future = self._loop.create_future()
-            self._drainers.append(future)
-            await future
+        self._desk.check_open()
+        await self._desk.drain()
 
     async def saved(self) -> None:
         """Wait until all that was handed over so far is in the outbox's file, on disk (G10). Raises `OutboxUnusable`."""
-        self._check_open()
+        self._desk.check_open()
         await self._shell.saved()
 
     async def flush(self) -> None:
@@ -125,7 +108,7 @@ class Client:
 
         Raises the error of a message that was refused for good (its own future has it, too), when all others are acked.
         """
-        self._check_open()
+        self._desk.check_open()
         if self._outbox.messages:
             await Flush(self._outbox.lanes.values()).wait()
 
@@ -142,7 +125,7 @@ class Client:
     @property
     def trouble(self) -> str:
         """One line that says why messages do not go out now; empty when nothing is known to be wrong."""
-        return self._connections.trouble if self._connections is not None else _NOT_OPEN
+        return self._connections.trouble if self._connections is not None else NOT_OPEN
 
     # ------------------------------------------------------------------ reading
 
@@ -167,24 +150,24 @@ class Client:
         check_session(session)
         if after is not None:
             check_count("after", after, 0, SEQ_MAX)
-        self._check_open()
+        self._desk.check_open()
         return Subscription(lambda: self._feed(session, after), self._feeds.discard)
 
     # ------------------------------------------------------------------ opening and closing
 
     async def __aenter__(self) -> Client:
-        if self._shut:
-            raise ClientClosed(_CLOSED)
-        if self._open:
+        if self._desk.is_shut:
+            raise ClientClosed(CLOSED)
+        if self._desk.is_open:
             raise UsageError("this client is open already: share it, or make another one")
         self._loop = asyncio.get_running_loop()
         try:
             await self._start()
         except BaseException:
-            self._shut = True
+            self._desk.is_shut = True
             await self._end()
             raise
-        self._open = True
+        self._desk.is_open = True
         return self
 
     async def __aexit__(
@@ -202,13 +185,9 @@ class Client:
 
         What is still not acked stays in the outbox's file; with an outbox in memory, `Unsent` is raised.
         """
-        if not self._open:
+        if not self._desk.is_open:
             return
-        self._open, self._shut = False, True
-        self._outbox.cache.clear()
-        for drainer in self._drainers:
-            if not drainer.done():
-                drainer.set_exception(ClientClosed(_CLOSED))
+        self._desk.shut()
         left = 0
         try:
             if self._outbox.messages:
@@ -221,13 +200,16 @@ class Client:
             raise Unsent(left)
 
     async def _start(self) -> None:
+        desk = self._desk
         if self._path is not None:
-            shell = FileShell(self._limits, self._wake, self._pump)
+            shell = FileShell(self._limits, desk.wake, lambda: desk.pump())
             await shell.open(self._path)
-            self._use(shell)
+            self._shell, self._outbox = shell, shell.outbox
+        desk.use(self._outbox)
         found = await find(self._address, self._token)
         routes = Routes(found, lambda: find(self._address, self._token), self._limits)
-        self._connections = Connections(routes, self._outbox, self._limits, random.random, self._on_settled)
+        self._connections = Connections(routes, self._outbox, self._limits, random.random, desk.on_settled)
+        desk.route, desk.pump = self._connections.route, self._connections.pump
         self._reading = Reading(self._connections, self._limits)
         await self._reach(routes)
         for lane in self._outbox.lanes.values():
@@ -254,7 +236,7 @@ class Client:
     async def _end(self) -> int:
         """End everything that runs; return how many messages had no outcome."""
         for feed in list(self._feeds):
-            feed.close(ClientClosed(_CLOSED))
+            feed.close(ClientClosed(CLOSED))
         self._feeds.clear()
         if self._connections is not None:
             await self._connections.close()
@@ -269,132 +251,13 @@ class Client:
 
     # ------------------------------------------------------------------ inside
 
-    def _use(self, shell: MemoryShell | FileShell) -> None:
-        self._shell = shell
-        self._outbox = shell.outbox
-        self._cache = shell.outbox.cache
-
-    def hand_over(self, session: str, body: bytes, sender: str | None, future: Waiter) -> None:
-        """The hot path of `post`, for any kind of future: check, number, count, and see that this turn of the loop sends it."""
-        try:
-            lane = self._cache.get((session, sender))
-        except TypeError:  # a session that cannot be hashed is no str
-            lane = None
-        if lane is None:
-            lane = self._lane(session, sender)
-        if type(body) is not bytes:
-            body = _as_bytes(body)
-        size = len(body) + MESSAGE_OVERHEAD_BYTES
-        outbox = self._outbox
-        if size > self._size_bytes_max or outbox.messages >= self._messages_max or outbox.bytes + size > self._bytes_max:
-            self.check_room(0, 0, len(body))
-        outbox.messages += 1
-        outbox.bytes += size
-        lane.bodies.append(body)
-        lane.times.append(time_ns() // 1000)
-        lane.futures.append(future)
-        lane.size_bytes += size
-        if not lane.dirty:
-            lane.dirty = True
-            outbox.dirty.append(lane)
-            if not self._woken:
-                self._woken = True
-                self._loop.call_soon(self._flush_once)
-
-    def check_room(self, more_messages: int, more_bytes: int, body_bytes: int) -> None:
-        """Raise `MessageTooLarge`, or `Overloaded` if the outbox and `more` beside it leave no room for the body."""
-        if body_bytes > self._limits.body_bytes_max:
-            text = f"a body of {body_bytes} bytes: {self._limits.body_bytes_max} at most"
-            raise MessageTooLarge(f"{text}; send it in parts or keep it elsewhere")
-        messages = self._outbox.messages + more_messages
-        size = self._outbox.bytes + more_bytes + more_messages * MESSAGE_OVERHEAD_BYTES
-        if messages >= self._messages_max or size + body_bytes + MESSAGE_OVERHEAD_BYTES > self._bytes_max:
-            text = f"the outbox is full: {messages} messages, {size} bytes"
-            raise Overloaded(f"{text}; await client.drain(), then hand it over again")
-
-    def check(self, session: str, body: bytes, sender: str | None) -> bytes:
-        """The body as bytes. Raises what is wrong with names and types; may be called in any thread."""
-        try:
-            known = (session, sender) in self._cache
-        except TypeError:
-            known = False
-        if not known:
-            check_session(session)
-            self._name(sender)
-        return body if type(body) is bytes else _as_bytes(body)
-
-    def _lane(self, session: str, sender: str | None) -> Lane:
-        """The lane that a call names, for the first time; the next call finds it in the cache."""
-        self._check_open()
-        outbox = self._outbox
-        if outbox.failed is not None:
-            raise type(outbox.failed)(*outbox.failed.args)
-        check_session(session)
-        name = self._name(sender)
-        new = (session, name) not in outbox.lanes
-        lane = outbox.lane(session, name)
-        if lane.stopped is not None:
-            raise type(lane.stopped)(*lane.stopped.args)
-        if new and self._connections is not None:
-            self._connections.route(lane)
-        self._cache[(session, sender)] = lane
-        return lane
-
-    def _name(self, sender: str | None) -> str:
-        """Under which name a call speaks."""
-        if sender is not None:
-            return check_sender(sender)
-        if self._sender is None:
-            raise UsageError("nobody is named as the sender: give Client(sender=NAME), or sender=NAME in the call")
-        return self._sender
-
     def _feed(self, session: str, after: int | None) -> Feed:
-        self._check_open()
+        reading = self._reader()
         assert self._connections is not None
-        feed = Feed(session, after, self._connections, self._reading, random.random)
+        feed = Feed(session, after, self._connections, reading, random.random)
         self._feeds.add(feed)
         return feed
 
     def _reader(self) -> Reading:
-        self._check_open()
+        self._desk.check_open()
         return self._reading
-
-    def _check_open(self) -> None:
-        if not self._open:
-            self._refuse_use()
-
-    def _refuse_use(self) -> Any:
-        if self._shut:
-            raise ClientClosed(_CLOSED)
-        raise UsageError(_NOT_OPEN)
-
-    def _wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            self._loop.call_soon(self._flush_once)
-
-    def _flush_once(self) -> None:
-        """Once in a turn of the event loop: what was handed over in it goes to the outbox, and on to the connections."""
-        self._woken = False
-        self._outbox.save()
-        self._pump()
-
-    def _pump(self) -> None:
-        if self._connections is not None:
-            self._connections.pump()
-
-    def _on_settled(self) -> None:
-        """Answers came: whoever waits for room may go on."""
-        if self._drainers and self._outbox.roomy:
-            drainers, self._drainers = self._drainers, []
-            for drainer in drainers:
-                if not drainer.done():
-                    drainer.set_result(None)
-
-
-def _as_bytes(body: object) -> bytes:
-    if isinstance(body, bytes | bytearray | memoryview):
-        return bytes(body)
-    if isinstance(body, str):
-        raise TypeError("a body is bytes, not str: call body.encode()")
-    raise TypeError(f"a body is bytes, not {type(body).__name__}: encode it first")

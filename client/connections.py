@@ -96,7 +96,7 @@ class Connections:
             link = await self.link_of(session, deadline)
             connection = None
             try:
-                connection = await link.opened(deadline)
+                connection = await link.readable(deadline)
                 answer = await link.request(connection, say, *items)
                 why = accept(answer)
                 if why is None:

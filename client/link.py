@@ -64,7 +64,7 @@ class Link:
         self._connecting = False
         self._proven = False  # something useful came over this connection
         self._gone = asyncio.Event()
-        self._open = asyncio.Event()
+        self._readable = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
         self._pinging: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -93,19 +93,22 @@ class Link:
         if self._timer is None:
             self._arm(TICK_S)
 
-    async def opened(self, deadline: float) -> Connection:
-        """The connection, as soon as the SessionActor is open. Raises `Unavailable` at `deadline`, with the reason."""
+    async def readable(self, deadline: float) -> Connection:
+        """The connection, as soon as the SessionActor serves reads: it may be waiting for a store then.
+
+        Raises `Unavailable` at `deadline`, with the reason.
+        """
         while True:
-            if self.connection is not None and self.flow.is_open:
+            if self.connection is not None and self._readable.is_set():
                 return self.connection
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._open.wait()
+                    await self._readable.wait()
             except TimeoutError:
                 raise Unavailable(self.why()) from None
 
     async def request(self, connection: Connection, say: Say, *items: Any) -> Any:
-        """Ask over `connection`, which `opened` gave. Raises `Refused`, or `Unavailable`."""
+        """Ask over `connection`, which `readable` gave. Raises `Refused`, or `Unavailable`."""
         self.requests += 1
         try:
             self._arm(TICK_S)
@@ -186,7 +189,7 @@ class Link:
     def _lost(self, trouble: str) -> None:
         self.connection = None
         self.trouble = trouble or self.trouble
-        self._open.clear()
+        self._readable.clear()
         self.flow.closed()
         for reader in list(self.readers.values()):
             reader.lost()
@@ -238,10 +241,13 @@ class Link:
                 _, partition, epoch, _, body_bytes_max = message
                 self._on_open(connection, partition, epoch, body_bytes_max)
             case Say.WAITING:
-                _, _, text = message
+                _, _, text, readable = message
                 self.trouble = f"it waits: {text}"
-                self._open.clear()
                 self.flow.closed()
+                if readable:
+                    self._readable.set()
+                else:
+                    self._readable.clear()
 
     def _on_open(self, connection: Connection, partition: int, epoch: int, body_bytes_max: int) -> None:
         if partition != self.partition:
@@ -250,7 +256,7 @@ class Link:
             self.move(connection, f"{connection.peer} has lost partition {partition} to epoch {self.flow.epoch}")
         else:
             self.trouble = ""
-            self._open.set()
+            self._readable.set()
             self.pump()
 
     # ------------------------------------------------------------------ time

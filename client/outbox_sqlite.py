@@ -17,6 +17,7 @@ thread, blocks, and gives back plain lists. Rules:
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -112,6 +113,8 @@ class OutboxFile:
                 execute("UPDATE outbox SET outbox_id = ?", (commit.outbox_id,))
             execute("COMMIT")
         except (sqlite3.Error, MemoryError, OSError) as error:
+            with contextlib.suppress(sqlite3.Error):
+                execute("ROLLBACK")
             raise _unusable(self.path, error) from error
 
     def close(self) -> None:

@@ -137,7 +137,7 @@ class Feed:
     async def _subscribe(self) -> bool:
         """Ask for what follows the last seq that was received in order. False: refused for now."""
         self._link = link = await self._connections.link_of(self.session, math.inf)
-        self._connection = connection = await link.opened(math.inf)
+        self._connection = connection = await link.readable(math.inf)
         self._number = number = next(_numbers)
         self._over = False
         self._outstanding = max(CREDIT_MESSAGES - len(self.buffer), 1)

@@ -72,10 +72,10 @@ class SyncClient:
     def post(self, session: str, body: bytes, *, sender: str | None = None) -> Future[Ack]:
         """As `Client.post`: at once, and raising the same."""
         loop = self._running()
-        body = self._client.check(session, body, sender)
+        body = self._client._desk.check(session, body, sender)
         future: Future[Ack] = Future()
         with self._lock:
-            self._client.check_room(len(self._queue), self._queued_bytes, len(body))
+            self._client._desk.check_room(len(self._queue), self._queued_bytes, len(body))
             self._queue.append((session, body, sender, future))
             self._queued_bytes += len(body)
             if len(self._queue) == 1:
@@ -222,7 +222,7 @@ class SyncClient:
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
-                    self._client.hand_over(session, body, sender, future)
+                    self._client._desk.hand_over(session, body, sender, future)
                 except Exception as error:
                     future.set_exception(error)
 

@@ -16,8 +16,9 @@ from trilogue.actors.config import SessionConfig, StoreConfig
 from trilogue.actors.wire import join_address
 from trilogue.cluster import supervisor
 from trilogue.cluster.address_book import RayAddressBook
-from trilogue.cluster.config import ANY_HOST, NAMESPACE, SUPERVISOR, Desired
+from trilogue.cluster.config import ANY_HOST, LOOPBACK, NAMESPACE, SUPERVISOR, Desired
 from trilogue.cluster.placement import Node, node_of
+from trilogue.cluster.ports import outward_address
 
 OPTIONS: Final[dict[str, Any]] = {
     "namespace": NAMESPACE,
@@ -150,8 +151,11 @@ def _listen_here(listen: str) -> str:
 
 
 def _host_here(host: str) -> str:
-    """The address to listen on: "every interface" means this node's own address, which others can use as it stands."""
-    return _node_host() if host in ANY_HOST else host
+    """Where to listen: "every interface" means this machine's own address, which others can use as it stands."""
+    if host not in ANY_HOST:
+        return host
+    own = _node_host()
+    return outward_address() if own in LOOPBACK else own
 
 
 def _node_host() -> str:

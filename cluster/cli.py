@@ -62,7 +62,8 @@ def up(
     listen: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="Where actors listen: PORT is the first of consecutive ones (127.0.0.1:0, any)."
+            metavar="HOST:PORT",
+            help="Where actors listen (127.0.0.1:0): PORT is the first one, 0 any; 0.0.0.0 opens it to the network.",
         ),
     ] = None,
     ray_address: Annotated[

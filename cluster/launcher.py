@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import os
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from trilogue.cluster.starting import Started, check_free, end_actors, run_file_
 from trilogue.cluster.streams import run
 
 ANSWER_TIMEOUT_S = 10.0
+POLL_S = 0.05
 
 
 class Cluster:
@@ -196,10 +198,19 @@ def find_running(settings: Settings, *, data_is_given: bool) -> Cluster | None:
 
 
 def _ask_supervisor(supervisor: Any) -> tuple[Desired, dict[str, Any]]:
+    """What it keeps up, and where. One that Ray is restarting is given the time."""
     import ray
 
-    desired, where = ray.get([supervisor.desired.remote(), supervisor.where.remote()], timeout=ANSWER_TIMEOUT_S)
-    return desired, where
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while True:
+        try:
+            desired, where = ray.get([supervisor.desired.remote(), supervisor.where.remote()], timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.ActorUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        else:
+            return desired, where
 
 
 def _is_connected() -> bool:

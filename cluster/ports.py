@@ -75,3 +75,13 @@ def check_host(host: str) -> None:
         raise LaunchError(
             f"cannot listen on {host}: {error.strerror or error}; give --listen an address of this machine"
         ) from None
+
+
+def outward_address() -> str:
+    """This machine's address in its network; loopback when it has none. No packet is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # reserved for documentation: only the routing table is asked
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"

@@ -57,8 +57,9 @@ def clean(known: RunFile) -> None:
 
 
 def _comes_back(known: RunFile, progress: Progress) -> str:
+    """As `runs`, for a head of ours. One that has no actors was being started by an `up` that was killed."""
     deadline = time.monotonic() + COME_BACK_S
-    while _head_is_alive(known.ray) and time.monotonic() < deadline:
+    while known.actors and _head_is_alive(known.ray) and time.monotonic() < deadline:
         if address := answers(known):
             return address
         progress("waiting for actors that are being restarted")

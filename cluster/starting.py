@@ -8,13 +8,14 @@ start created is ended again; data is never removed.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trilogue.actors.journal.identity import DirectoryLock, try_lock
-from trilogue.actors.protocol.errors import DirectoryInUse, LaunchError, SettingsDiffer, TrilogueError
+from trilogue.actors.protocol.errors import DirectoryInUse, DirectoryUnusable, LaunchError, SettingsDiffer, TrilogueError
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.cluster.config import (
     NAMESPACE,
@@ -28,7 +29,7 @@ from trilogue.cluster.placement import check_listen, plan, read_places, write_pl
 from trilogue.cluster.ports import check_host, choose_ports
 from trilogue.cluster.processes import wait_for_actors
 from trilogue.cluster.remains import clean, runs
-from trilogue.cluster.runfile import RayRun, RunFile, data_run_file, read_run_file
+from trilogue.cluster.runfile import RayRun, RunFile, data_run_file, read_run_file, remove_run_files
 from trilogue.cluster.settings import Settings, open_data
 
 LISTEN_DEFAULT = "127.0.0.1:0"
@@ -54,7 +55,7 @@ def start_lock(settings: Settings) -> Iterator[None]:
     Raises `DirectoryInUse` if that takes too long, `DirectoryUnusable` for a directory on tmpfs or one that takes
     no files.
     """
-    lock = _lock_when_free(settings.data, settings.allow_tmpfs, START_LOCK_WAIT_S)
+    lock = _lock_when_free(settings.data, True, START_LOCK_WAIT_S)
     try:
         yield
     finally:
@@ -81,10 +82,32 @@ def check_free(settings: Settings) -> None:
     if first:
         choose_ports(actor_names(record), host, first, {})
     places, _ = read_places(settings.data)
-    if places is not None and places.machines == 1:
+    if places is None:
+        _check_disk(settings)
+    elif places.machines == 1:
         wait_s = DEFAULT_LIMITS.directory_lock_wait_ms / 1000
         for name in places.hosts:
             _lock_when_free(settings.data / name, settings.allow_tmpfs, wait_s).release()
+
+
+def _check_disk(settings: Settings) -> None:
+    """Raise `DirectoryUnusable` if stores cannot be put under the data directory: it lies on tmpfs, say."""
+    probe = settings.data / "probe"
+    try:
+        try_lock(probe, allow_tmpfs=settings.allow_tmpfs).release()
+    except DirectoryUnusable as error:
+        raise DirectoryUnusable(str(error).replace(str(probe), str(settings.data))) from None
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+
+
+def note_start(settings: Settings, ray_run: RayRun, started_by: str) -> RunFile:
+    """Write into the data directory what is being started, so that the remains of a start that is killed can be found."""
+    record, _ = open_data(settings)
+    data = settings.data
+    known = RunFile(record.cluster, str(data), str(data / "token"), started_by, ray_run, "")
+    known.write(data_run_file(data))
+    return known
 
 
 def _lock_when_free(directory: Path, allow_tmpfs: bool, wait_s: float) -> DirectoryLock:
@@ -124,6 +147,7 @@ def start_system(
     here = context.get_node_id()
     ray_run = ray_run if ray_run.address else RayRun(str(context.gcs_address))
     names = actor_names(desired.record)
+    noted = note_start(settings, ray_run, started_by)
     try:
         progress(f"creating {desired.record.stores} stores and {desired.record.partitions} SessionActors")
         handles = {name: create_actor(desired, name, here) for name in names}
@@ -131,9 +155,11 @@ def start_system(
         _check_ours(desired, ray.get(handles[SUPERVISOR].desired.remote()))
         _wait_for_partitions(desired, handles, deadline, progress)
     except SettingsDiffer:
+        remove_run_files(noted)
         raise
     except BaseException as error:
         end_actors(desired)
+        remove_run_files(noted)
         if isinstance(error, ray.exceptions.RayError):
             raise LaunchError(f"the actors did not start: {' '.join(str(error).split())[:300]}") from None
         raise

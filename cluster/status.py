@@ -16,16 +16,22 @@ from trilogue.cluster.placement import protection, read_places
 from trilogue.cluster.streams import ask_all
 
 FORMAT = 1
+HOPS = 3
 WIDTH_WITHOUT_TERMINAL = 200
 
 
 async def gather(known: Known) -> dict[str, Any]:
     """The status of everything that answers. Raises `Unavailable` when nothing does, `NotAuthorized` for a wrong token."""
     answers = await ask_all(known.addresses, known.token, Say.STATUS)
-    # An actor that moved while nobody updated the run file is found through those that stayed.
-    routes = await ask_all((a for a, answer in answers.items() if _good(answer)), known.token, Say.WHERE)
-    others = {address for route in routes.values() if _good(route) for address in route["addresses"]}
-    answers |= await ask_all(others - set(answers), known.token, Say.STATUS)
+    routes: dict[str, Any] = {}
+    # Whoever answers leads to others: to actors that have moved, or to all when only one address was given.
+    for _ in range(HOPS):
+        asked = [address for address, answer in answers.items() if _good(answer) and address not in routes]
+        routes |= await ask_all(asked, known.token, Say.WHERE)
+        found = {address for route in routes.values() if _good(route) for address in route["addresses"]} - set(answers)
+        if not found:
+            break
+        answers |= await ask_all(found, known.token, Say.STATUS)
     actors: dict[str, dict[str, Any]] = {}
     for answer in answers.values():
         if _good(answer):
@@ -53,7 +59,9 @@ def _shape(known: Known, actors: dict[str, dict[str, Any]], route: dict[str, Any
     stores = {name: one for name, one in actors.items() if one.get("role") == "store"}
     sessions = {int(one["partition"]): one for one in actors.values() if one.get("role") == "session"}
     count = int(route["partitions"]) if route is not None else len(sessions)
-    expected = set(run.actors) if run is not None else {f"session-{p}" for p in range(count)}
+    expected = {f"session-{p}" for p in range(count)} | {store for one in sessions.values() for store in one["stores"]}
+    if run is not None:
+        expected |= set(run.actors)
     copies = max((int(one["copies"]) for one in sessions.values()), default=0)
     return {
         "format": FORMAT,

@@ -48,6 +48,8 @@ class Supervisor:
         self._watched = {name: Watched() for name in (*store_names(desired.record), *session_names(desired.record))}
         info = {"role": SUPERVISOR, "name": SUPERVISOR, "cluster": desired.record.cluster, "pid": os.getpid()}
         self._server = Server(desired.token, info, guarded(self._on_message), lambda _: None, lambda *_: None, DEFAULT_LIMITS)
+        self._places: dict[str, tuple[str, int]] = {}
+        self._problem = ""
         self._listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         spawn(self._run(), SUPERVISOR)
 
@@ -74,7 +76,7 @@ class Supervisor:
             "name": SUPERVISOR,
             "pid": os.getpid(),
             "address": self._server.address,
-            "state": "open",
+            "state": self._problem or "open",
             "watched": {name: one.state for name, one in self._watched.items()},
             "losses": {name: one.losses for name, one in self._watched.items() if one.losses},
         }
@@ -168,17 +170,26 @@ class Supervisor:
         return [*found, self._server.address]
 
     def _note(self, name: str, address: str, pid: Any) -> None:
-        """Keep the run files true when an actor has moved, as long as they are still about this system."""
+        """Keep the run files true when an actor has moved, as long as they are about this system.
+
+        A file without actors belongs to a start that is under way, which completes it itself.
+        """
         if not isinstance(pid, int):
             return
+        self._places[name] = (address, pid)
         try:
             for path in map(Path, self._desired.run_files):
                 raw = read_json(path)
-                run = read_run_file(path) if raw and raw.get("cluster") == self._desired.record.cluster else None
-                if run is not None and (run.actors.get(name), run.processes.get(name)) != (address, pid):
-                    run.with_actor(name, address, pid).write(path)
+                known = read_run_file(path) if raw and raw.get("cluster") == self._desired.record.cluster else None
+                if known is None or not known.actors:
+                    continue
+                moved = known
+                for actor, place in self._places.items():
+                    moved = moved.with_actor(actor, *place)
+                if moved != known:
+                    moved.write(path)
         except TrilogueError as error:
-            self._watched[name].state = f"connected; {error}" if name in self._watched else str(error)
+            self._problem = str(error)
 
 
 def _ignore(_: Connection, __: list[Any]) -> None:

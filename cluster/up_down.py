@@ -51,7 +51,7 @@ def up(settings: Settings, ray_address: str | None, timeout_s: float, progress: 
 
 def _up(settings: Settings, ray_address: str | None, timeout_s: float, progress: Progress) -> Outcome:
     from trilogue.cluster.launcher import find_running
-    from trilogue.cluster.starting import check_free, start_system
+    from trilogue.cluster.starting import check_free, note_start, start_system
 
     known = read_run_file(data_run_file(settings.data))
     if known is not None:
@@ -76,12 +76,14 @@ def _up(settings: Settings, ray_address: str | None, timeout_s: float, progress:
     else:
         progress("starting Ray")
         ray_run = start_head(settings.data)
+    noted = note_start(settings, ray_run, "up")
     try:
         if ray_address is None:
             join(ray_run.address, head_environment(Path(ray_run.token_file)))
         start_system(settings, ray_run, "up", timeout_s=timeout_s, run_files=(user_run_file(),), progress=progress)
     except BaseException:
         end_head(ray_run, settings.data)
+        remove_run_files(noted)
         raise
     written = read_run_file(data_run_file(settings.data))
     assert written is not None

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from trilogue.actors.protocol.errors import ProtocolError, UsageError
 from trilogue.actors.protocol.ids import check_sender_id, check_session, partition_of
 from trilogue.actors.protocol.invariants import require
-from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import RUN, SKIP, Record, Run
 from trilogue.actors.protocol.vocabulary import Code
 
@@ -152,6 +152,7 @@ class Sequencer:
     def __init__(self, partition: int, partitions: int, limits: Limits) -> None:
         self.sessions: dict[str, SessionState] = {}
         self._partition, self._partitions, self._limits = partition, partitions, limits
+        self._run_bytes_max = limits.submit_bytes_max + limits.body_bytes_max + 64 * KIB
         self._waiting: list[tuple[Any, ...]] = []
         self._waiting_from: list[Source] = []
         self._waiting_sizes: list[int] = []  # what each takes in a frame, rounded up
@@ -222,13 +223,17 @@ class Sequencer:
                 if count == 0:
                     continue
                 sent_at_us, bodies = sent_at_us[:count], bodies[:count]
+            size = sum(map(len, bodies)) + MESSAGE_OVERHEAD_BYTES * count + RECORD_OVERHEAD_BYTES
+            if size > self._run_bytes_max:
+                text = f"a run of {size} bytes: {self._run_bytes_max} at most; submit it in parts"
+                refusals.append(Refusal(session, sender_id, first_n, count, Code.MALFORMED, text, first_n))
+                continue
             if state is None:
                 state = sessions[session] = SessionState()
             waiting.append((RUN, session, sender_id, first_n, state.last_seq + 1, stored_at_us, sent_at_us, bodies))
             waiting_from.append(source)
             state.last_seq += count
             state.last_n[sender_id] = first_n + count - 1
-            size = sum(map(len, bodies)) + MESSAGE_OVERHEAD_BYTES * count + RECORD_OVERHEAD_BYTES
             sizes.append(size)
             total += size
         self.waiting_bytes += total

@@ -12,7 +12,7 @@ Numbers are never given a second meaning.
                    STATUS     [id]                                                      -> a map for people
                    GOODBYE    [text]                                                    why this connection ends
     SessionActor   OPEN       [partition, epoch, copies, body_bytes_max]                submit now, in this epoch
-     to client     WAITING    [partition, text]                                         do not submit yet; why not
+     to client     WAITING    [partition, text, readable]                               do not submit yet; why not; reads go on
                    ACKED      [epoch, copies, [[session, sender_id, first_n, count, first_seq, duplicate] …]]
                    REFUSED    [epoch, [[session, sender_id, first_n, count, code, text, expected_n] …]]
                    DELIVER    [subscription, [Run …]]                                   committed, in seq order

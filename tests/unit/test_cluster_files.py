@@ -1,0 +1,127 @@
+"""Run files, and finding the system by them."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from trilogue.actors.protocol.errors import DirectoryUnusable, NewerFormat, NotAuthorized, Unavailable
+from trilogue.cluster.files import write_whole
+from trilogue.cluster.find import locate
+from trilogue.cluster.processes import boot_mark, members
+from trilogue.cluster.runfile import RayRun, RunFile, find_run_file, read_run_file, remove_run_files, user_run_file
+
+ADDRESS = "127.0.0.1:4321"
+
+
+@pytest.fixture(autouse=True)
+def _private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for name in ("TRILOGUE_ADDRESS", "TRILOGUE_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run_file(data: Path, cluster: str = "c") -> RunFile:
+    (data).mkdir(exist_ok=True)
+    (data / "token").write_text("secret\n")
+    ray = RayRun("127.0.0.1:6400", "/tmp/trilogue-x", 12, "boot", "", {"raylet-13": 13})
+    return RunFile(cluster, str(data), str(data / "token"), "up", ray, "/logs", {"store-1": ADDRESS}, {"store-1": 99})
+
+
+def test_a_run_file_comes_back_as_it_was_written_for_its_owner_alone(tmp_path: Path) -> None:
+    run = run_file(tmp_path / "data")
+    path = tmp_path / "run.json"
+    run.write(path)
+    assert read_run_file(path) == run
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "secret" not in path.read_text()
+
+
+def test_an_actor_that_moved_is_noted_and_the_others_stay(tmp_path: Path) -> None:
+    moved = run_file(tmp_path / "data").with_actor("session-0", "127.0.0.1:5", 100)
+    assert moved.actors == {"store-1": ADDRESS, "session-0": "127.0.0.1:5"}
+    assert moved.processes == {"store-1": 99, "session-0": 100}
+
+
+def test_a_run_file_of_a_newer_version_or_a_damaged_one_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"format": 2}')
+    with pytest.raises(NewerFormat):
+        read_run_file(path)
+    path.write_text('{"format": 1, "cluster": "c"}')
+    with pytest.raises(Unavailable, match="damaged"):
+        read_run_file(path)
+    path.write_text("no json")
+    with pytest.raises(DirectoryUnusable):
+        read_run_file(path)
+
+
+def test_removing_a_systems_run_files_leaves_those_of_another_one(tmp_path: Path) -> None:
+    one, other = run_file(tmp_path / "one", "one"), run_file(tmp_path / "other", "other")
+    one.write(tmp_path / "one" / "run.json")
+    other.write(user_run_file())
+    remove_run_files(one)
+    assert not (tmp_path / "one" / "run.json").exists()
+    assert read_run_file(user_run_file()) == other
+    remove_run_files(other)
+    assert find_run_file(None) is None
+
+
+def test_what_is_named_explicitly_is_never_overruled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = run_file(tmp_path / "one", "one"), run_file(tmp_path / "other", "other")
+    one.write(tmp_path / "one" / "run.json")
+    other.write(user_run_file())
+    monkeypatch.setenv("TRILOGUE_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("TRILOGUE_TOKEN_FILE", one.token_file)
+    assert locate("127.0.0.1:2", None).addresses == ["127.0.0.1:2"]
+    assert locate(None, tmp_path / "one").run == one
+    assert locate(None, None).addresses == ["127.0.0.1:1"]
+    monkeypatch.delenv("TRILOGUE_ADDRESS")
+    assert locate(None, None).run == other
+
+
+def test_a_system_that_a_program_launched_on_the_default_data_is_found(tmp_path: Path) -> None:
+    data = tmp_path / "XDG_DATA_HOME" / "trilogue"
+    data.parent.mkdir()
+    run = run_file(data)
+    run.write(data / "run.json")
+    assert locate(None, None).run == run
+
+
+def test_where_nothing_runs_the_error_says_how_to_start_it(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="start it with `trilogue up`"):
+        locate(None, None)
+    with pytest.raises(Unavailable, match="trilogue up --data"):
+        locate(None, tmp_path)
+
+
+def test_an_address_needs_a_token_unless_the_run_file_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotAuthorized, match="TRILOGUE_TOKEN_FILE"):
+        locate(ADDRESS, None)
+    run_file(tmp_path / "data").write(user_run_file())
+    assert locate(ADDRESS, None).token == "secret"
+    monkeypatch.setenv("TRILOGUE_TOKEN_FILE", str(tmp_path / "nowhere"))
+    with pytest.raises(Unavailable, match="cannot read the token file"):
+        locate(ADDRESS, None)
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_remains(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    with pytest.raises(DirectoryUnusable):
+        write_whole(tmp_path / "absent" / "file", b"new")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_process_belongs_to_a_session_of_another_boot_or_of_a_living_leader() -> None:
+    import os
+
+    assert members(os.getsid(0), "another boot") == []
+    assert members(os.getsid(0), boot_mark()) == [] or not os.path.exists(f"/proc/{os.getsid(0)}")
+    assert members(0, boot_mark()) == []
+    assert members(1, boot_mark()) == []

@@ -1,0 +1,93 @@
+"""What a message looks like on a terminal, and how a command line ends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trilogue.actors.protocol.messages import Message
+from trilogue.cluster import cli, talk
+
+
+def message(body: bytes) -> Message:
+    return Message("room", 3, "alice", "alice/" + "a" * 32, 1, body, 1_000_000, 2_000_000)
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b"plain", "plain"),
+        ("Grüße 👋".encode(), "Grüße 👋"),
+        (b"two\nlines\ttab", r"two\nlines\ttab"),
+        (b"\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        (b"\xff\x00", r"\xff\x00"),
+        ("\u202eright to left".encode(), r"\u202eright to left"),
+        ("line\u2028separator".encode(), r"line\u2028separator"),
+    ],
+)
+def test_a_body_is_one_line_and_never_steers_the_terminal(body: bytes, shown: str) -> None:
+    assert talk.printable(body) == shown
+
+
+def test_a_line_holds_seq_time_sender_and_text(capsys: pytest.CaptureFixture[str]) -> None:
+    talk.print_line(message(b"hello"))
+    words = capsys.readouterr().out.split()
+    assert words[0] == "3"
+    assert words[-2:] == ["alice", "hello"]
+
+
+def test_json_keeps_every_field_and_bytes_that_are_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    talk.print_json(message("ü".encode()))
+    talk.print_json(message(b"\xff\xfe"))
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["text"], first["seq"], first["stored_at_us"]) == ("ü", 3, 2_000_000)
+    assert second["body_base64"] == "//4="
+    assert "text" not in second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["send"], "session"),
+        (["sned"], "sned"),
+        (["tail", "room", "--limit", "0"], "--limit"),
+        (["tail", "room", "--after", "x"], "--after"),
+        (["up", "--partitions", "0"], "--partitions 0"),
+        (["up", "--partitions", "many"], "--partitions"),
+        (["up", "--listen", "here:there"], "--listen"),
+        (["up", "--nonsense"], "--nonsense"),
+        (["status", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_it_and_exit_code_2(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    said = capsys.readouterr()
+    assert named in said.err
+    assert said.err.startswith("trilogue: ")
+    assert len(said.err.splitlines()) == 1
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("trilogue ")
+
+
+def test_without_a_command_the_help_is_shown_with_the_commands_of_other_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == 2
+    said = capsys.readouterr().out
+    for command in ("up", "down", "status", "send", "tail", "verify", "bench"):
+        assert f"\n  {command} " in said
+
+
+def test_an_interrupted_command_says_so_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trilogue.cluster.find.locate", interrupted)
+    assert cli.run(["status"]) == 130
+    assert "Traceback" not in capsys.readouterr().err

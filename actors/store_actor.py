@@ -200,7 +200,7 @@ class StoreActor:
     def _on_message(self, connection: Connection, message: list[Any]) -> None:
         match message:
             case [Say.APPEND, int(partition), int(epoch), str(writer), list(frames)]:
-                if all(type(frame) is bytes for frame in frames) and frames:
+                if 0 <= partition < self._config.partitions and all(type(frame) is bytes for frame in frames) and frames:
                     self._decide(AppendAsked(connection, partition, epoch, writer, frames))
                     return
             case [Say.FENCE, int(request), int(partition), int(epoch), str(writer), str(address)]:
@@ -223,7 +223,7 @@ class StoreActor:
             connection.reply(request, self._route())
         elif say == Say.PARTITIONS:
             connection.reply(request, sorted(self._positions))
-        elif say == Say.INSPECT and len(arguments) == 1 and type(arguments[0]) is int:
+        elif say == Say.INSPECT and len(arguments) == 1 and arguments[0] in range(self._config.partitions):
             connection.reply(request, list(self._state.view(arguments[0])))
         elif say in (Say.FRAMES, Say.SESSIONS, Say.RUNS, Say.RECALL):
             read = self._reading(Say(say), arguments)

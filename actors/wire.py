@@ -183,11 +183,15 @@ class Connection(asyncio.Protocol):
             self.send([b"TRLG", VERSION, self._nonce])
 
     def data_received(self, data: bytes) -> None:
+        if self.closed:
+            return
         if self._buffer:
             self._buffer += data
             with memoryview(self._buffer) as view:
                 used = self._take(view)
-            if used:
+            if self.closed:
+                self._buffer = bytearray()  # not resized: the error that closed it may still refer to these bytes
+            elif used:
                 del self._buffer[:used]
         else:
             with memoryview(data) as view:

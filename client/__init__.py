@@ -19,6 +19,7 @@ from trilogue.actors.protocol.errors import (
     InvalidRange,
     InvalidSender,
     InvalidSession,
+    InvalidSettings,
     LaunchError,
     MessageTooLarge,
     NewerFormat,
@@ -44,7 +45,7 @@ from trilogue.client.sync import SyncClient, SyncSubscription
 __all__ = [
     "Client", "SyncClient", "Ack", "Message", "Subscription", "SyncSubscription", "Limits", "DEFAULT_LIMITS",
     "TrilogueError",
-    "UsageError", "InvalidSession", "InvalidSender", "InvalidRange", "MessageTooLarge",
+    "UsageError", "InvalidSession", "InvalidSender", "InvalidRange", "MessageTooLarge", "InvalidSettings",
     "ConflictingRetry", "OutboxInUse", "OutboxUnusable", "ClientClosed", "Unsent",
     "NotAuthorized", "ProtocolError", "Overloaded", "Unavailable", "ProofOfLoss",
     "DataError", "DirectoryInUse", "WrongCluster", "NewerFormat", "DirectoryUnusable", "Corrupt",

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Machines are shared: a slow example is no failure. Derandomised, and without a database: what passes here passes in a fresh clone.
+# Machines are shared: a slow example is no failure. Derandomised, without a database: what passes here passes in a fresh clone.
 settings.register_profile(
     "trilogue", deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

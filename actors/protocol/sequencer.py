@@ -354,8 +354,10 @@ class Sequencer:
         """Wait until everything numbered so far is committed; the same retry twice waits once."""
         if not self._waiting and not self._in_frames:
             return [Recall(retry)]
-        due = self._cut_records + len(self._waiting)
-        self._retries[(retry.source, retry.session, retry.sender_id, retry.first_n)] = (due, retry)
+        key = (retry.source, retry.session, retry.sender_id, retry.first_n)
+        _, before = self._retries.get(key, (0, retry))
+        longest = max(before, retry, key=lambda one: len(one.bodies))
+        self._retries[key] = (self._cut_records + len(self._waiting), longest)
         return []
 
     def _on_recalled(self, retry: Retry, records: list[Record] | None) -> list[Effect]:

@@ -1,0 +1,134 @@
+"""The judge: it reads a history and the bytes on three disks, and says what was broken.
+
+Owns the meaning of G2–G7, G9 and G11 for a history. It shares no code with what it judges: it has its own reader of frames.
+An anomaly is a line that begins with its kind: lost, duplicated, reordered, gap, sender order, real time, two answers,
+readers, disagree, forgotten, refused, damaged, stuck.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any, NamedTuple
+
+import msgpack
+
+
+class Placed(NamedTuple):
+    """A message where a disk has it."""
+
+    session: str
+    seq: int
+    sender_id: str
+    n: int
+    body: bytes
+
+
+def read_log(frames: list[bytes]) -> tuple[list[Placed], set[tuple[str, str, int]], list[str]]:
+    """The messages of a log in order, the numbers that were given up, and what is wrong with its bytes."""
+    placed: list[Placed] = []
+    skipped: set[tuple[str, str, int]] = set()
+    wrong: list[str] = []
+    before = 0
+    for index, frame in enumerate(frames, 1):
+        fields = struct.unpack_from("<IBBHQIQQIIIQII", frame)
+        own_index, prev_crc, payload_bytes, payload_crc, header_crc = fields[7], fields[8], fields[10], fields[12], fields[13]
+        payload = frame[64 : 64 + payload_bytes]
+        if own_index != index or prev_crc != before or zlib.crc32(frame[:60]) != header_crc:
+            wrong.append(f"damaged: frame {index} does not chain")
+        if zlib.crc32(payload) != payload_crc:
+            wrong.append(f"damaged: frame {index}'s payload")
+        before = header_crc
+        for record in msgpack.unpackb(payload):
+            if record[0] == 1:
+                _, session, sender_id, first_n, first_seq, _, _, bodies = record
+                placed += [Placed(session, first_seq + k, sender_id, first_n + k, body) for k, body in enumerate(bodies)]
+            else:
+                skipped.add((record[1], record[2], record[3]))
+    return placed, skipped, wrong
+
+
+def judge(history: list[tuple[Any, ...]], logs: dict[str, list[bytes]], still_unacked: int) -> list[str]:
+    """Every anomaly, worst first; an empty list is a pass."""
+    found: list[str] = []
+    name, frames = max(logs.items(), key=lambda item: len(item[1]))
+    for other, theirs in logs.items():
+        if theirs != frames[: len(theirs)] or len(frames) - len(theirs) > 1:
+            found.append(f"disagree: {other} holds another log than {name}")
+    placed, skipped, wrong = read_log(frames)
+    found += wrong
+    by_number: dict[tuple[str, str, int], Placed] = {}
+    by_seq: dict[tuple[str, int], Placed] = {}
+    last_seq: dict[str, int] = {}
+    last_n: dict[tuple[str, str], int] = {}
+    for message in placed:
+        number = (message.session, message.sender_id, message.n)
+        if number in by_number or number in skipped:
+            found.append(f"duplicated: {number} at {message.seq}")
+        by_number[number] = by_seq[message.session, message.seq] = message
+        if message.seq != last_seq.get(message.session, 0) + 1:
+            found.append(f"gap: {message.session} has {message.seq} after {last_seq.get(message.session, 0)}")
+        last_seq[message.session] = message.seq
+        key = (message.session, message.sender_id)
+        if message.n <= last_n.get(key, 0):
+            found.append(f"sender order: {number} after {last_n[key]}")
+        last_n[key] = message.n
+    found += _judge_facts(history, by_number, by_seq, skipped)
+    found += _judge_real_time(history, by_number)
+    if still_unacked:
+        found.append(f"stuck: {still_unacked} messages were never answered")
+    return found
+
+
+def _judge_facts(
+    history: list[tuple[Any, ...]],
+    by_number: dict[tuple[str, str, int], Placed],
+    by_seq: dict[tuple[str, int], Placed],
+    skipped: set[tuple[str, str, int]],
+) -> list[str]:
+    """Each answer and each message that was read, against what the disks have in the end."""
+    found: list[str] = []
+    bodies: dict[tuple[str, str, int], bytes | None] = {}
+    for kind, _, *fact in history:
+        if kind == "handed":
+            sender_id, session, n, body = fact
+            bodies[session, sender_id, n] = body
+        elif kind == "acked":
+            sender_id, session, n, seq = fact
+            number = (session, sender_id, n)
+            there = by_number.get(number)
+            if seq == 0:
+                if bodies[number] is not None or number not in skipped:
+                    found.append(f"lost: {number} was answered with a skip")
+            elif there is None:
+                found.append(f"lost: {number} was acked at {seq}")
+            elif there.seq != seq:
+                found.append(f"two answers: {number} was acked at {seq} and is at {there.seq}")
+            elif there.body != bodies[number]:
+                found.append(f"reordered: {number} has another body at {seq}")
+        elif kind == "read":
+            _, session, seq, sender_id, n, body = fact
+            if by_seq.get((session, seq)) != (session, seq, sender_id, n, body):
+                found.append(f"readers: {session} {seq} was read as {sender_id} {n}")
+        else:
+            found.append(f"{kind}: {fact}")
+    found += [f"lost: {number} is in the log and was never handed over" for number in by_number if number not in bodies]
+    return found
+
+
+def _judge_real_time(history: list[tuple[Any, ...]], by_number: dict[tuple[str, str, int], Placed]) -> list[str]:
+    """What was handed over after an ack lies behind the acked message (G6); the history is in the order of time."""
+    found: list[str] = []
+    acked_upto: dict[str, int] = {}
+    handed_after: dict[tuple[str, str, int], int] = {}
+    for kind, _, *fact in history:
+        if kind == "handed":
+            sender_id, session, n, _body = fact
+            handed_after[session, sender_id, n] = acked_upto.get(session, 0)
+        elif kind == "acked":
+            _, session, _, seq = fact
+            acked_upto[session] = max(acked_upto.get(session, 0), seq)
+    for number, after in handed_after.items():
+        if number in by_number and by_number[number].seq <= after:
+            found.append(f"real time: {number} is at {by_number[number].seq}, handed over after {after} was acked")
+    return found

@@ -5,6 +5,8 @@ Owns the known addresses and what they last said. It must not know lanes, messag
 1. Any actor answers WHERE; all addresses that were ever named are remembered, up to a bound, so nobody depends on one actor.
 2. Of two answers, each partition's writer is the one with the higher epoch.
 3. One look-up runs at a time; whoever wants the same waits for it.
+4. Whoever was asked longest ago is asked first: an actor that knows only an old state of things cannot keep a client from
+   the others.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Routes:
 
     def __init__(self, found: Found, find: Callable[[], Awaitable[Found]], limits: Limits) -> None:
         self.token = found.token
-        self.addresses: dict[str, None] = dict.fromkeys(found.addresses)  # who answered last stands first
+        self.addresses: dict[str, None] = dict.fromkeys(found.addresses)  # in the order in which they are asked
         self.cluster: str | None = None
         self.partitions: int | None = None
         self.writers: dict[int, tuple[int, str]] = {}  # partition -> (epoch, address)
@@ -103,6 +105,8 @@ class Routes:
         raise trouble or Unavailable('no address is known: give address="HOST:PORT"')
 
     async def _ask(self, address: str) -> tuple[str, Any]:
+        del self.addresses[address]
+        self.addresses[address] = None  # at the end now
         connection = await connect(address, self.token, on_message=_ignore, on_closed=_ignore, limits=self._limits)
         try:
             return address, await connection.request(Say.WHERE, timeout_ms=WHERE_TIMEOUT_MS)
@@ -131,8 +135,8 @@ class Routes:
                     others.append(where)
                     if epoch >= self.writers.get(partition, (0, ""))[0]:
                         self.writers[partition] = (epoch, where)
-        known = dict.fromkeys([address, *others, *self.addresses])
-        self.addresses = dict.fromkeys(list(known)[:ADDRESSES_MAX])
+        new = [where for where in others if where not in self.addresses]
+        self.addresses = dict.fromkeys([*new, *self.addresses][:ADDRESSES_MAX])
 
 
 def _ignore(_: Connection, __: Any) -> None:

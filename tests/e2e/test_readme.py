@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +41,11 @@ class Newcomer:
 
 
 @pytest.fixture
-def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
     base = tmp_path_factory.mktemp("newcomer")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "TRILOGUE_", "XDG_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    yield Newcomer(base, {**kept, "HOME": str(base), "XDG_STATE_HOME": str(base / "state"), "PATH": path})
+    return Newcomer(base, {**kept, "HOME": str(base), "XDG_STATE_HOME": str(base / "state"), "PATH": path})
 
 
 def test_the_quick_start_does_what_it_says(newcomer: Newcomer) -> None:

@@ -32,8 +32,6 @@ class Inbox:
         for run in runs:
             last_seq = run.first_seq + len(run.bodies) - 1
             self._seen_upto = max(self._seen_upto, last_seq)
-            if last_seq <= self.at:
-                continue
             if run.first_seq > self.at + 1:
                 self._keep(run)
                 continue

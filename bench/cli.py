@@ -247,12 +247,13 @@ def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) 
     from trilogue.bench import report
 
     result = outcome.result
-    console = Console(stderr=False)
-    report.show(result, console, outcome.examples)
+    # The files first: whoever reads our output may have gone away.
     if json is not None:
         report.write_json(result, json)
     if plot is not None:
         draw(outcome, plot)
+    console = Console()
+    report.show(result, console, outcome.examples)
     for path in (json, plot):
         if path is not None:
             console.print(f"wrote {path}", style="dim", highlight=False, soft_wrap=True)

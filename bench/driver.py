@@ -28,6 +28,7 @@ from trilogue.bench.systems import System
 
 FLOOR_PART_S = 0.5
 END_TIMEOUT_S = 20
+BURST_MESSAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Load:
     warm_up_messages: int = 0
     sessions: int = 1
     body_bytes: int = 256
+    burst_messages: int = BURST_MESSAGES
     file: str | None = None
     outbox: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +80,7 @@ def measure(command: str, load: Load, system: System, progress: Progress) -> Run
         warm_up_messages=load.warm_up_messages,
         sessions=load.sessions,
         body_bytes=load.body_bytes,
+        burst_messages=load.burst_messages,
         file=load.file,
         outbox=load.outbox,
         pids=system.pids,

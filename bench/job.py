@@ -30,6 +30,7 @@ class Job(_Crossing):
     warm_up_messages: int = 0
     sessions: int = 1
     body_bytes: int = 256
+    burst_messages: int = 256
     file: str | None = None
     outbox: str | None = None
     pids: dict[str, list[int]] = {}

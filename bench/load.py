@@ -80,7 +80,8 @@ async def carry_out(job: Job, pulse: Pulse) -> Report:
     sampled_every = 1 if job.kind == "latency" or script.messages <= SAMPLE_ALL_UPTO_MESSAGES else SAMPLED_EVERY
     async with Client(sender=SENDER, outbox=job.outbox, address=job.address, token=job.token) as client:
         pulse.enter("warming up", first)
-        futures = await pour(client, script.items(0, first), Acks(pulse), sampled_every)
+        pace = {"sampled_every": sampled_every, "burst_messages": job.burst_messages}
+        futures = await pour(client, script.items(0, first), Acks(pulse), **pace)
         items = script.items(first, script.messages)
         meter = CpuMeter(job.pids)
         pulse.enter("sending", script.messages - first)
@@ -92,7 +93,7 @@ async def carry_out(job: Job, pulse: Pulse) -> Report:
         if job.kind == "latency":
             futures += await drip(client, items, acks)
         else:
-            futures += await pour(client, items, acks, sampled_every)
+            futures += await pour(client, items, acks, **pace)
         ended = time.perf_counter_ns()
         cpu_s = meter.stop()
         gc.enable()

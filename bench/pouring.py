@@ -18,10 +18,6 @@ from trilogue.actors.protocol.errors import Overloaded
 from trilogue.bench.metrics import Histogram
 from trilogue.client import Ack, Client
 
-# The loop gets a turn after so many hand-overs, so that acks are read while messages are made.
-HAND_OVERS_A_TURN = 256
-
-
 # One message to hand over: its session, its body, and who speaks (None: the client's own sender). A plain tuple, because
 # one is made for each message while the clock runs.
 Item = tuple[str, bytes, str | None]
@@ -64,8 +60,13 @@ class Acks:
         return histogram
 
 
-async def pour(client: Client, items: Iterable[Item], acks: Acks, sampled_every: int) -> list[asyncio.Future[Ack]]:
-    """Hand over all items as fast as the client takes them, and wait until all are acked."""
+async def pour(
+    client: Client, items: Iterable[Item], acks: Acks, *, sampled_every: int, burst_messages: int
+) -> list[asyncio.Future[Ack]]:
+    """Hand over all items as fast as the client takes them, and wait until all are acked.
+
+    The loop gets a turn after each burst, so that acks are read while messages are made, and whenever the outbox is full.
+    """
     futures: list[asyncio.Future[Ack]] = []
     post, keep, clock, pulse = client.post, futures.append, time.perf_counter_ns, acks.pulse
     for number, (session, body, sender) in enumerate(items):
@@ -78,7 +79,7 @@ async def pour(client: Client, items: Iterable[Item], acks: Acks, sampled_every:
         keep(future)
         if number % sampled_every == 0:
             future.add_done_callback(partial(acks.came, clock()))
-        if number % HAND_OVERS_A_TURN == 0:
+        if number % burst_messages == 0:
             pulse.done = number
             await asyncio.sleep(0)
     await client.flush()

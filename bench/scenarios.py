@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from trilogue.actors.protocol.errors import UsageError
+from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.bench.conversation import read_conversation
-from trilogue.bench.driver import Load, Run, measure
+from trilogue.bench.driver import BURST_MESSAGES, Load, Run, measure
 from trilogue.bench.floor import COPIES, MESSAGE_BYTES, RATE_FRAME_BYTES, Floor, measure_floor
 from trilogue.bench.machine import commit, machine_facts
 from trilogue.bench.metrics import Histogram
 from trilogue.bench.progress import Progress
 from trilogue.bench.schema import CpuUs, Result, Row
-from trilogue.bench.systems import Where, scratch_directory, system
+from trilogue.bench.systems import Where, ray_nodes, scratch_directory, system
 from trilogue.bench.workload import Workload
 
 THROUGHPUT_MESSAGES = 500_000
@@ -31,6 +32,9 @@ LATENCY_MESSAGES = 5_000
 LATENCY_WARM_UP_MESSAGES = 500
 SCALE_MESSAGES = 300_000
 SCALE_SESSIONS = 256
+# A client that fills its outbox before it gives way makes batches of one size for any number of partitions; with small bursts
+# more partitions mean smaller batches, and the rows would compare batch sizes.
+SCALE_BURST_MESSAGES = DEFAULT_LIMITS.outbox_messages_max
 WARM_UP_MESSAGES = 20_000
 WARM_UP_SHARE = 10
 PARTITIONS = 1
@@ -60,7 +64,12 @@ def throughput(
             sessions=sessions,
             body_bytes=body_bytes,
             outbox=file,
-            settings={"sessions": sessions, "body_bytes": body_bytes, "outbox": "file" if file else "memory"},
+            settings={
+                "sessions": sessions,
+                "body_bytes": body_bytes,
+                "outbox": "file" if file else "memory",
+                "burst_messages": BURST_MESSAGES,
+            },
         )
         return _single(measure("throughput", load, running, progress))
 
@@ -93,9 +102,10 @@ def replay(where: Where, progress: Progress, *, file: Path, seed: int) -> Outcom
 def scale(where: Where, progress: Progress, *, partitions: Sequence[int], messages: int, sessions: int, seed: int) -> Outcome:
     """The same load on systems of more and more partitions, each one fresh."""
     Workload(messages, sessions, BODY_BYTES, seed)
-    settings = {"sessions": sessions, "body_bytes": BODY_BYTES, "outbox": "memory"}
+    settings = {"sessions": sessions, "body_bytes": BODY_BYTES, "outbox": "memory", "burst_messages": SCALE_BURST_MESSAGES}
     load = Load(
         kind="throughput",
+        burst_messages=SCALE_BURST_MESSAGES,
         seed=seed,
         messages=messages,
         warm_up_messages=_warm_up(messages),
@@ -104,10 +114,11 @@ def scale(where: Where, progress: Progress, *, partitions: Sequence[int], messag
         settings=settings,
     )
     runs: list[Run] = []
-    for count in partitions:
-        progress.about = f"{count} partition{'s' if count > 1 else ''}: "
-        with system(where.with_partitions(count), progress) as running:
-            runs.append(measure("scale", load, running, progress))
+    with ray_nodes(where, progress):
+        for count in partitions:
+            progress.about = f"{count} partition{'s' if count > 1 else ''}: "
+            with system(where.with_partitions(count), progress) as running:
+                runs.append(measure("scale", load, running, progress))
     progress.about = ""
     nodes = where.nodes
     rows = [Row(**dict(run.figures), partitions=count, nodes=nodes) for run, count in zip(runs, partitions, strict=True)]

@@ -69,6 +69,21 @@ class System:
 
 
 @contextlib.contextmanager
+def ray_nodes(where: Where, progress: Progress) -> Iterator[None]:
+    """The simulated Ray nodes that the systems inside the block share, if there is to be more than one.
+
+    They are started once: within one process Ray keeps the first cluster's token, and no second one can be joined.
+    """
+    if where.nodes == 1:
+        yield
+        return
+    with scratch_directory(where) as directory:
+        progress.phase(f"starting {where.nodes} Ray nodes")
+        with simulated_nodes(where.nodes, directory):
+            yield
+
+
+@contextlib.contextmanager
 def system(where: Where, progress: Progress) -> Iterator[System]:
     """The system to measure, running; it has ended, with its files gone, when the block is left, unless it ran before."""
     if where.address is not None:
@@ -77,10 +92,7 @@ def system(where: Where, progress: Progress) -> Iterator[System]:
         return
     from trilogue.cluster import launch
 
-    with scratch_directory(where) as directory, contextlib.ExitStack() as ray:
-        if where.nodes > 1:
-            progress.phase(f"starting {where.nodes} Ray nodes")
-            ray.enter_context(simulated_nodes(where.nodes, directory))
+    with scratch_directory(where) as directory:
         progress.phase("starting the system")
         # Fewer nodes than copies cannot hold a store each: then the placement decides.
         spread = True if where.nodes >= COPIES else None

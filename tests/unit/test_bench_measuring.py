@@ -228,7 +228,7 @@ def items(count: int) -> Iterator[Item]:
 
 def test_pouring_hands_over_every_item_once_and_in_order_though_the_outbox_is_full_at_times() -> None:
     fake, acks = FakeClient(), Acks(Pulse())
-    futures = asyncio.run(pour(cast(Client, fake), items(1000), acks, sampled_every=16))
+    futures = asyncio.run(pour(cast(Client, fake), items(1000), acks, sampled_every=16, burst_messages=64))
     assert fake.stored == list(items(1000))
     assert [future.result().seq for future in futures] == list(range(1, 1001))
     assert fake.drained > 100

@@ -46,7 +46,7 @@ from trilogue.actors.protocol.takeover import (
     TakenOver,
     Takeover,
 )
-from trilogue.actors.protocol.vocabulary import Code, FenceAnswer, Say, StoreView, TailEntry
+from trilogue.actors.protocol.vocabulary import APPEND, STORED, Code, FenceAnswer, Say, StoreView, TailEntry
 from trilogue.actors.pump import end_process, guarded, spawn
 from trilogue.actors.wire import Connection, Refused, connect, pack
 
@@ -353,7 +353,7 @@ class ReplicatedLog:
 
     def _send(self, epoch: int, stores: tuple[str, ...], frames: list[bytes]) -> None:
         for frame in frames:  # one at a time: together they could be beyond what the wire takes
-            packed = pack([Say.APPEND, self._config.partition, epoch, self.writer, [frame]])
+            packed = pack([APPEND, self._config.partition, epoch, self.writer, [frame]])
             for store in stores:
                 connection = self._connections.get(store)
                 if connection is not None:
@@ -363,7 +363,7 @@ class ReplicatedLog:
         store = connection.peer_info.get("name", "?")
         event: Any
         match message:
-            case [Say.STORED, int(), int(epoch), int(index), int(crc)]:
+            case [say, int(), int(epoch), int(index), int(crc)] if say == STORED:
                 event = Stored(store, epoch, index, crc)
             case [Say.NOT_STORED, int(), int(epoch), int(code), str(text)]:
                 event = NotStored(store, epoch, Code(code), text)

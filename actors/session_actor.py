@@ -46,7 +46,7 @@ from trilogue.actors.protocol.subscriptions import (
 )
 from trilogue.actors.protocol.subscriptions import Effect as SubscriptionEffect
 from trilogue.actors.protocol.takeover import TakenOver
-from trilogue.actors.protocol.vocabulary import Code, Say
+from trilogue.actors.protocol.vocabulary import ACKED, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.replicated_log import ReplicatedLog
 from trilogue.actors.store_actor import answer_later, listen_preferring
@@ -355,7 +355,7 @@ class SessionActor:
             match effect:
                 case Answered(source, acks):
                     assert isinstance(source, Connection)
-                    source.send([Say.ACKED, self._log.epoch, self._log.copies, acks])
+                    source.send([ACKED, self._log.epoch, self._log.copies, acks])
                 case Readable(runs):
                     if not self._subscriptions.empty:
                         self._tell_readers(runs)

@@ -52,7 +52,7 @@ from trilogue.actors.protocol.store import (
     WriteFence,
     WriteFrame,
 )
-from trilogue.actors.protocol.vocabulary import Code, Say
+from trilogue.actors.protocol.vocabulary import APPEND, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.store_index import Place, StoreIndex
 from trilogue.actors.wire import Connection, Server
@@ -198,11 +198,10 @@ class StoreActor:
     # ------------------------------------------------------------------ taking messages
 
     def _on_message(self, connection: Connection, message: list[Any]) -> None:
+        if message[0] == APPEND:
+            self._on_append(connection, message)
+            return
         match message:
-            case [Say.APPEND, int(partition), int(epoch), str(writer), list(frames)]:
-                if 0 <= partition < self._config.partitions and all(type(frame) is bytes for frame in frames) and frames:
-                    self._decide(AppendAsked(connection, partition, epoch, writer, frames))
-                    return
             case [Say.FENCE, int(request), int(partition), int(epoch), str(writer), str(address)]:
                 if 0 <= partition < self._config.partitions and epoch > 0:
                     self._decide(FenceAsked(connection, request, partition, epoch, writer, address))
@@ -211,6 +210,14 @@ class StoreActor:
                 self._on_request(connection, message[0], request, arguments)
                 return
         raise ProtocolError("a message of unknown shape to a store")
+
+    def _on_append(self, connection: Connection, message: list[Any]) -> None:
+        match message:
+            case [_, int(partition), int(epoch), str(writer), [*frames]] if 0 <= partition < self._config.partitions:
+                if frames and {*map(type, frames)} == {bytes}:
+                    self._decide(AppendAsked(connection, partition, epoch, writer, frames))
+                    return
+        raise ProtocolError("an append of unknown shape")
 
     def _on_request(self, connection: Connection, say: int, request: int, arguments: list[Any]) -> None:
         if say == Say.PING:

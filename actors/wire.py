@@ -29,7 +29,7 @@ import msgpack
 
 from trilogue.actors.protocol.errors import NotAuthorized, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
-from trilogue.actors.protocol.vocabulary import Code, Say
+from trilogue.actors.protocol.vocabulary import GOODBYE, REPLY, Code, Say
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Connection(asyncio.Protocol):
 
     def reply(self, request_id: int, value: Any) -> None:
         """Answer a request."""
-        self.send([Say.REPLY, request_id, 0, value])
+        self.send([REPLY, request_id, 0, value])
 
     def refuse(self, request_id: int, code: Code, text: str) -> None:
         """Answer a request with a refusal."""
@@ -238,9 +238,9 @@ class Connection(asyncio.Protocol):
         return offset
 
     def _on_established(self, message: list[Any]) -> None:
-        if message[0] == Say.REPLY:
+        if message[0] == REPLY:
             self._on_reply(message)
-        elif message[0] == Say.GOODBYE:
+        elif message[0] == GOODBYE:
             self._reason = f"{self.peer} said: {' '.join(map(str, message[1:2]))}"
         else:
             self._on_message(self, message)

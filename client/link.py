@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from trilogue.actors.protocol.errors import ProtocolError, TrilogueError, Unavailable
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.vocabulary import Say
+from trilogue.actors.protocol.vocabulary import ACKED, SUBMIT, Say
 from trilogue.actors.wire import Connection, Refused, connect
 from trilogue.client.answers import Answers
 from trilogue.client.backoff import DEAD_AFTER_S, PING_AFTER_S, reconnect_after_s
@@ -84,7 +84,7 @@ class Link:
                 break
             runs, given_up = taken
             if runs:
-                connection.send([Say.SUBMIT, runs])
+                connection.send([SUBMIT, runs])
             if given_up:
                 connection.send([Say.GIVE_UP, given_up])
         else:
@@ -213,13 +213,14 @@ class Link:
             raise ProtocolError(f"a message {message[:1]} of unknown shape: {error}") from error
 
     def _take(self, connection: Connection, message: list[Any]) -> None:
+        if message[0] == ACKED:
+            _, epoch, copies, runs = message
+            self._answers.acked(self._heard_at, epoch, copies, runs)
+            self._proven = True
+            self.pump()
+            self._on_settled()
+            return
         match message[0]:
-            case Say.ACKED:
-                _, epoch, copies, runs = message
-                self._answers.acked(self._heard_at, epoch, copies, runs)
-                self._proven = True
-                self.pump()
-                self._on_settled()
             case Say.DELIVER:
                 _, number, runs = message
                 reader = self.readers.get(number)

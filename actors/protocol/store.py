@@ -25,7 +25,7 @@ from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.frames import Header, decode_frame
 from trilogue.actors.protocol.invariants import require
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.vocabulary import Code, FenceAnswer, Say, StoreView, TailEntry
+from trilogue.actors.protocol.vocabulary import STORED, Code, FenceAnswer, Say, StoreView, TailEntry
 
 CERTAIN = -1
 """An `uncertain_epoch` that no epoch is below: the store has lost nothing that it ever said yes to."""
@@ -189,7 +189,7 @@ class StoreState:
             effects.append(WriteFrame(event.partition, index, frame))
         if headers:
             last = headers[-1]
-            message = [Say.STORED, event.partition, event.epoch, last.index, last.header_crc]
+            message = [STORED, event.partition, event.epoch, last.index, last.header_crc]
             effects.append(Tell(event.source, message, after_sync=True))
         return effects
 

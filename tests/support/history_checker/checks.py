@@ -238,7 +238,7 @@ class Stalls:
     """How long each session took to ack something that was handed over after a given moment."""
 
     def __init__(self, history: History) -> None:
-        acked_at = {}
+        acked_at: dict[str, int] = {}
         for ack in history.acked:
             acked_at[ack.mark] = min(ack.at_ns, acked_at.get(ack.mark, ack.at_ns))
         times: dict[str, list[tuple[int, int]]] = {}

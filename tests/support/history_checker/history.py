@@ -134,6 +134,9 @@ class _Life:
     def _take(self, event: dict[str, Any]) -> None:
         history = self._history
         match event["e"]:
+            case "read":
+                read = Read(event["seq"], event["sender_id"], event["n"], event["mark"], event["t"])
+                self._readings[event["reader"], event["session"]].reads.append(read)
             case "handed":
                 history.flushed.discard(self._name)
                 self._marks.append(event["mark"])
@@ -156,9 +159,6 @@ class _Life:
                 reading = Reading(event["reader"], event["session"], event["after"], event["t"])
                 self._readings[event["reader"], event["session"]] = reading
                 history.readings.append(reading)
-            case "read":
-                read = Read(event["seq"], event["sender_id"], event["n"], event["mark"], event["t"])
-                self._readings[event["reader"], event["session"]].reads.append(read)
             case "read all":
                 self._readings[event["reader"], event["session"]].read_upto = event["upto"]
             case "fault":

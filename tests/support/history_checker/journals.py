@@ -92,7 +92,7 @@ def _take_record(data: mmap, offset: int, log_id: int, contents: StoreContents) 
     if (version, codec, log) != (1, 1, log_id):
         raise _Bad(f"version {version}, codec {codec}, log {log}")
     payload = data[offset + HEADER.size : offset + HEADER.size + size]
-    following = offset + HEADER.size + -(-size // 8) * 8
+    following: int = offset + HEADER.size + -(-size // 8) * 8
     if len(payload) != size or crc32(payload) != payload_crc or any(data[offset + HEADER.size + size : following]):
         raise _Bad("a damaged payload")
     if flags == 0:

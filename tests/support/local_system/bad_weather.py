@@ -29,7 +29,7 @@ def kill_newborn(campaign: Campaign, name: str, times: int = 3) -> None:
         pid = campaign.system.pid_of(name)
         began = campaign.note_fault(what, ACTOR_BOUND_S)
         campaign.system.signal(pid, signal.SIGKILL)
-        eventually(lambda dead=pid: campaign.system.pid_of(name) != dead, ACTOR_BOUND_S, f"{name} has a new process")
+        campaign.system.until_replaced(name, pid, ACTOR_BOUND_S)
     campaign.probe(began, what, ACTOR_BOUND_S)
     eventually(campaign.system.is_well, ACTOR_BOUND_S, f"all is well after {name} was killed {times} times")
 
@@ -62,7 +62,7 @@ def diverge(campaign: Campaign, store: str, kill_it: bool) -> None:
     for name in writers:
         system.signal(pids[name], signal.SIGKILL)
     for name in writers:
-        eventually(lambda name=name: system.pid_of(name) != pids[name], ACTOR_BOUND_S, f"{name} has a new process")
+        system.until_replaced(name, pids[name], ACTOR_BOUND_S)
     what = f"a store's {'kill -9' if kill_it else 'SIGCONT'} after a kill -9 of all writers"
     began = campaign.note_fault(what, ACTOR_BOUND_S)
     system.signal(pids[store], signal.SIGKILL if kill_it else signal.SIGCONT)

@@ -144,7 +144,8 @@ class Campaign:
         began = self.note_fault(f"kill -9 of {name}", ACTOR_BOUND_S)
         self.system.signal(pid, signal.SIGKILL)
         self.probe(began, f"kill -9 of a {kind}", ACTOR_BOUND_S)
-        eventually(lambda: self.system.pid_of(name) != pid and self.system.is_well(), ACTOR_BOUND_S, f"{name} is back")
+        self.system.until_replaced(name, pid, ACTOR_BOUND_S)
+        eventually(self.system.is_well, ACTOR_BOUND_S, f"all is well after {name} was killed")
 
     def kill_actors(self, names: Sequence[str]) -> None:
         """`kill -9` of several actors in one instant."""
@@ -154,7 +155,7 @@ class Campaign:
             self.system.signal(pid, signal.SIGKILL)
         self.probe(began, f"kill -9 of {len(names)} actors at once", ACTOR_BOUND_S)
         for name, pid in pids.items():
-            eventually(lambda name=name, pid=pid: self.system.pid_of(name) != pid, ACTOR_BOUND_S, f"{name} is back")
+            self.system.until_replaced(name, pid, ACTOR_BOUND_S)
         eventually(self.system.is_well, ACTOR_BOUND_S, f"all is well after {names} were killed")
 
     def kill_everything(self, programs: Sequence[str] = ()) -> None:

@@ -39,7 +39,7 @@ class Config:
     outbox: str | None = None
     address: str | None = None
     token: str | None = None
-    gap_ms: float = 150.0
+    gap_ms: float = 200.0
     body_bytes: int = 100
     waiting_max: int = 20_000
     reads: dict[str, int | None] = field(default_factory=dict)

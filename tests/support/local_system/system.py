@@ -93,11 +93,13 @@ class LocalSystem:
 
     def down(self) -> None:
         """`trilogue down`: nothing of the system runs afterwards, and nothing points at it."""
+        temporary = Path(self.run_file()["ray"]["temp_dir"])
         done = self.run("down")
         assert done.returncode == 0, f"trilogue down: {done.stdout}{done.stderr}"
         left = [process.name() for process in self.processes()]
         assert not left, f"`trilogue down` left {left}"
         assert not (self.data / "run.json").exists(), "`trilogue down` left the run file"
+        assert not temporary.exists(), f"`trilogue down` left {temporary}"
 
     # ------------------------------------------------------------------ looking
 
@@ -124,11 +126,14 @@ class LocalSystem:
 
     def pid_of(self, actor: str) -> int:
         """The id of the actor's process, as the actor itself says it."""
+        return eventually(lambda: self._pid(actor), COMMAND_TIMEOUT_S, f"{actor} answers")
 
-        def asked() -> int:
-            return int(self.status().get("actors", {}).get(actor, {}).get("pid", 0))
+    def until_replaced(self, actor: str, former_pid: int, deadline_s: float) -> None:
+        """Wait until the actor answers from another process."""
+        eventually(lambda: self._pid(actor) not in (0, former_pid), deadline_s, f"{actor} has a new process")
 
-        return eventually(asked, COMMAND_TIMEOUT_S, f"{actor} answers")
+    def _pid(self, actor: str) -> int:
+        return int(self.status().get("actors", {}).get(actor, {}).get("pid", 0))
 
     def is_well(self) -> bool:
         """Whether every actor answers and every partition is open."""

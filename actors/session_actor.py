@@ -46,7 +46,7 @@ from trilogue.actors.protocol.subscriptions import (
 )
 from trilogue.actors.protocol.subscriptions import Effect as SubscriptionEffect
 from trilogue.actors.protocol.takeover import TakenOver
-from trilogue.actors.protocol.vocabulary import ACKED, Code, Say
+from trilogue.actors.protocol.vocabulary import ACKED, SUBMIT, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.replicated_log import ReplicatedLog
 from trilogue.actors.store_actor import answer_later, listen_preferring
@@ -213,7 +213,7 @@ class SessionActor:
 
     def _on_message(self, connection: Connection, message: list[Any]) -> None:
         say = message[0]
-        if say == Say.SUBMIT and len(message) == 2 and type(message[1]) is list:
+        if say == SUBMIT and len(message) == 2 and type(message[1]) is list:
             for run in message[1]:
                 check_run(run, self._limits.run_messages_max)
             if not self._open:

@@ -17,7 +17,7 @@ import typer
 from trilogue.actors.protocol.errors import TrilogueError, UsageError
 
 if TYPE_CHECKING:
-    from trilogue.bench.progress import Progress
+    from trilogue.bench.report.progress import Progress
     from trilogue.bench.scenarios import Outcome
     from trilogue.bench.systems import Where
 
@@ -76,7 +76,7 @@ def throughput(
         )
 
     def draw(outcome: Outcome, path: Path) -> None:
-        from trilogue.bench import plots
+        from trilogue.bench.report import plots
 
         run, floor = outcome.runs[0], outcome.runs[0].floor.histogram().curve_ms()
         plots.plot_throughput(outcome.result, run.histogram.curve_ms(), floor, _rates(outcome), path)
@@ -103,7 +103,7 @@ def latency(
         return scenarios.latency(where, progress, messages=count, seed=seed)
 
     def draw(outcome: Outcome, path: Path) -> None:
-        from trilogue.bench import plots
+        from trilogue.bench.report import plots
 
         run, floor = outcome.runs[0], outcome.runs[0].floor.histogram().curve_ms()
         plots.plot_latency(outcome.result, run.histogram.curve_ms(), floor, path)
@@ -137,7 +137,7 @@ def scale(
         )
 
     def draw(outcome: Outcome, path: Path) -> None:
-        from trilogue.bench import plots
+        from trilogue.bench.report import plots
 
         plots.plot_scale(outcome.result, path)
 
@@ -165,7 +165,7 @@ def replay(
         return scenarios.replay(where, progress, file=file, seed=seed)
 
     def draw(outcome: Outcome, path: Path) -> None:
-        from trilogue.bench import plots
+        from trilogue.bench.report import plots
 
         run = outcome.runs[0]
         by_session = run.report.messages_by_session
@@ -184,7 +184,7 @@ def floor(seed: Seed = 1, data: Data = None, json: Json = None, plot: Plot = Non
         return scenarios.floor_alone(where, progress, seed=seed)
 
     def draw(outcome: Outcome, path: Path) -> None:
-        from trilogue.bench import plots
+        from trilogue.bench.report import plots
 
         if outcome.floor is not None:
             plots.plot_floor(outcome.result, outcome.floor.histogram().curve_ms(), path)
@@ -226,8 +226,8 @@ def _measure(
     partitions: int,
     nodes: int,
 ) -> Outcome:
-    from trilogue.bench import plots
-    from trilogue.bench.progress import Progress
+    from trilogue.bench.report import plots
+    from trilogue.bench.report.progress import Progress
     from trilogue.bench.systems import Where
 
     for option, path in (("--json", json), ("--plot", plot)):
@@ -244,7 +244,7 @@ def _measure(
 def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) -> None:
     from rich.console import Console
 
-    from trilogue.bench import report
+    from trilogue.bench.report import table as report
 
     result = outcome.result
     # The files first: whoever reads our output may have gone away.
@@ -260,7 +260,7 @@ def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) 
 
 
 def _rates(outcome: Outcome) -> list[tuple[float, float]]:
-    from trilogue.bench import plots
+    from trilogue.bench.report import plots
 
     report = outcome.runs[0].report
     return plots.rates_of(report.acked_at_s, report.sampled_every, report.seconds)

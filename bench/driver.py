@@ -18,12 +18,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from trilogue.actors.protocol.errors import Unavailable, UsageError
-from trilogue.bench.floor import Floor, measure_floor
-from trilogue.bench.job import Job, Kind, Report, Saying
-from trilogue.bench.machine import commit, machine_facts
-from trilogue.bench.metrics import Histogram
-from trilogue.bench.progress import Progress
-from trilogue.bench.schema import CpuUs, Figures
+from trilogue.bench.floor.floor import Floor, measure_floor
+from trilogue.bench.load.job import Job, Kind, Report, Saying
+from trilogue.bench.load.metrics import Histogram
+from trilogue.bench.report.machine import commit, machine_facts
+from trilogue.bench.report.progress import Progress
+from trilogue.bench.report.schema import CpuUs, Figures
 from trilogue.bench.systems import System
 
 FLOOR_PART_S = 0.5
@@ -142,7 +142,9 @@ def run_load(job: Job, progress: Progress) -> Report:
 @contextmanager
 def _generator(job: Job) -> Iterator[Iterator[bytes]]:
     """The generator's lines; its process has ended when the block is left."""
-    process = subprocess.Popen([sys.executable, "-m", "trilogue.bench.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trilogue.bench.load.generator"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:

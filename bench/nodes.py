@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trilogue.actors.protocol.errors import LaunchError
-from trilogue.cluster.config import NAMESPACE
-from trilogue.cluster.ray_head import (
+from trilogue.cluster.on_ray.ray_head import (
     OBJECT_STORE_BYTES,
     ensure_ray_token,
     head_environment,
     short_temp_dir,
 )
+from trilogue.cluster.settings.config import NAMESPACE
 
 NODE_CPUS = 1
 

@@ -15,15 +15,15 @@ from typing import Any
 
 from trilogue.actors.protocol.errors import UsageError
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
-from trilogue.bench.conversation import read_conversation
 from trilogue.bench.driver import BURST_MESSAGES, Load, Run, measure
-from trilogue.bench.floor import COPIES, MESSAGE_BYTES, RATE_FRAME_BYTES, Floor, measure_floor
-from trilogue.bench.machine import commit, machine_facts
-from trilogue.bench.metrics import Histogram
-from trilogue.bench.progress import Progress
-from trilogue.bench.schema import CpuUs, Result, Row
+from trilogue.bench.floor.floor import COPIES, MESSAGE_BYTES, RATE_FRAME_BYTES, Floor, measure_floor
+from trilogue.bench.load.conversation import read_conversation
+from trilogue.bench.load.metrics import Histogram
+from trilogue.bench.load.workload import Workload
+from trilogue.bench.report.machine import commit, machine_facts
+from trilogue.bench.report.progress import Progress
+from trilogue.bench.report.schema import CpuUs, Result, Row
 from trilogue.bench.systems import Where, ray_nodes, scratch_directory, system
-from trilogue.bench.workload import Workload
 
 THROUGHPUT_MESSAGES = 500_000
 THROUGHPUT_SESSIONS = 64

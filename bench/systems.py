@@ -20,9 +20,9 @@ import psutil
 
 from trilogue.actors.protocol.errors import DirectoryUnusable, UsageError
 from trilogue.actors.protocol.ids import PARTITIONS_MAX
-from trilogue.bench.machine import refuse_memory
 from trilogue.bench.nodes import simulated_nodes
-from trilogue.bench.progress import Progress
+from trilogue.bench.report.machine import refuse_memory
+from trilogue.bench.report.progress import Progress
 
 NODES_MAX = 16
 COPIES = 3
@@ -117,7 +117,7 @@ def scratch_directory(where: Where) -> Iterator[Path]:
 
     Raises `DirectoryUnusable` when it cannot be made there, or on tmpfs.
     """
-    from trilogue.cluster.directories import data_home
+    from trilogue.cluster.settings.directories import data_home
 
     base = where.data.expanduser().absolute() if where.data is not None else data_home().absolute()
     made = [path for path in (base, *base.parents) if not path.exists()]
@@ -138,9 +138,9 @@ def scratch_directory(where: Where) -> Iterator[Path]:
 
 def _running(address: str, scratch: Path) -> System:
     """The system at `address`, as a client finds it. Raises `Unavailable` or `NotAuthorized`."""
-    from trilogue.cluster.find import locate, run_file_behind
-    from trilogue.cluster.status import gather
-    from trilogue.cluster.streams import run
+    from trilogue.cluster.commands.find import locate, run_file_behind
+    from trilogue.cluster.commands.status import gather
+    from trilogue.cluster.commands.streams import run
 
     known = locate(address, None)
     behind = run(run_file_behind(known))

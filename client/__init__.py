@@ -39,7 +39,7 @@ from trilogue.actors.protocol.errors import (
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.client import Client
-from trilogue.client.subscription import Subscription
+from trilogue.client.reading.subscription import Subscription
 from trilogue.client.sync import SyncClient, SyncSubscription
 
 __all__ = [

@@ -25,14 +25,14 @@ from trilogue.actors.protocol.errors import (
 from trilogue.actors.protocol.ids import check_session
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
-from trilogue.client.connections import Connections
-from trilogue.client.desk import CLOSED, NOT_OPEN, Desk
-from trilogue.client.discovery import find
-from trilogue.client.flushing import Flush, Mark
-from trilogue.client.outbox_shell import FileShell, MemoryShell
-from trilogue.client.reading import SEQ_MAX, Reading, check_count
-from trilogue.client.routes import Routes
-from trilogue.client.subscription import Feed, Subscription
+from trilogue.client.connecting.connections import Connections
+from trilogue.client.connecting.discovery import find
+from trilogue.client.connecting.routes import Routes
+from trilogue.client.outbox.shell import FileShell, MemoryShell
+from trilogue.client.reading.pages import SEQ_MAX, Reading, check_count
+from trilogue.client.reading.subscription import Feed, Subscription
+from trilogue.client.sending.desk import CLOSED, NOT_OPEN, Desk
+from trilogue.client.sending.flushing import Flush, Mark
 
 REACH_AGAIN_AFTER_S = 0.1
 

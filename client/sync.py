@@ -20,7 +20,7 @@ from trilogue.actors.protocol.errors import ClientClosed, TrilogueError, UsageEr
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.client import Client
-from trilogue.client.subscription import Subscription
+from trilogue.client.reading.subscription import Subscription
 
 Result = TypeVar("Result")
 

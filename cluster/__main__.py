@@ -1,5 +1,5 @@
 """`python -m trilogue.cluster` is the `trilogue` script."""
 
-from trilogue.cluster.cli import main
+from trilogue.cluster.commands.cli import main
 
 main()

@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import Any
 
 from trilogue.actors.protocol.errors import LaunchError, SettingsDiffer, TrilogueError
-from trilogue.cluster.config import NAMESPACE, SUPERVISOR, Desired, split_listen, store_names
-from trilogue.cluster.ray_head import join, keep_logs, start_private
-from trilogue.cluster.runfile import RayRun, RunFile, data_run_file, read_run_file, remove_run_files
-from trilogue.cluster.settings import Settings, open_data, settings_of
-from trilogue.cluster.starting import Started, check_free, end_actors, run_file_of, start_lock, start_system
-from trilogue.cluster.streams import run
+from trilogue.cluster.commands.streams import run
+from trilogue.cluster.on_ray.ray_head import join, keep_logs, start_private
+from trilogue.cluster.on_ray.starting import Started, check_free, end_actors, run_file_of, start_lock, start_system
+from trilogue.cluster.settings.asked import Settings, open_data, settings_of
+from trilogue.cluster.settings.config import NAMESPACE, SUPERVISOR, Desired, split_listen, store_names
+from trilogue.cluster.settings.runfile import RayRun, RunFile, data_run_file, read_run_file, remove_run_files
 
 ANSWER_TIMEOUT_S = 10.0
 POLL_S = 0.05
@@ -59,8 +59,8 @@ class Cluster:
 
     def status(self) -> dict[str, Any]:
         """How the system is now, as `trilogue status --json` shows it. Raises `Unavailable` when nothing answers."""
-        from trilogue.cluster.find import Known
-        from trilogue.cluster.status import gather
+        from trilogue.cluster.commands.find import Known
+        from trilogue.cluster.commands.status import gather
 
         run_file = self._run_file()
         return run(gather(Known(run_file.addresses, self.token, run_file)))

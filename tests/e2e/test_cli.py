@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from trilogue.cluster.processes import alive
+from trilogue.cluster.on_ray.processes import alive
 
 DEADLINE_S = 120.0
 QUICK_S = 5.0

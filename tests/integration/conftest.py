@@ -74,7 +74,7 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = COME_BA
 def back(system: Any, name: str, former_pid: int) -> Callable[[], bool]:
     """A condition: the actor runs in another process than before, and everything is healthy again."""
     from trilogue.actors.protocol.errors import TrilogueError
-    from trilogue.cluster.status import healthy
+    from trilogue.cluster.commands.status import healthy
 
     def is_back() -> bool:
         try:

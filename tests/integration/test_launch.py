@@ -16,8 +16,8 @@ from trilogue.actors.protocol.errors import (
 )
 from trilogue.client import Client, SyncClient
 from trilogue.cluster import launch
-from trilogue.cluster.settings import open_data, settings_of
-from trilogue.cluster.status import healthy
+from trilogue.cluster.commands.status import healthy
+from trilogue.cluster.settings.asked import open_data, settings_of
 
 from .conftest import PARTITIONS, run
 
@@ -68,7 +68,7 @@ def test_another_ray_than_the_one_that_this_process_uses_is_refused(system: Any)
 
 
 def test_data_that_a_running_system_holds_is_refused_before_anything_is_started(system: Any) -> None:
-    from trilogue.cluster.starting import check_free
+    from trilogue.cluster.on_ray.starting import check_free
 
     with pytest.raises(DirectoryInUse, match="is in use by the running system"):
         check_free(settings_of(data=system.data))
@@ -130,7 +130,7 @@ def test_a_store_directory_of_another_cluster_stops_the_start_in_one_line(users_
     import ray
 
     from trilogue.actors.config import StoreConfig
-    from trilogue.cluster.actor_classes import StoreActor
+    from trilogue.cluster.on_ray.actor_classes import StoreActor
 
     record, token = open_data(settings_of(data=tmp_path))
     shutil.copytree(system.data / "store-1", tmp_path / "store-1")
@@ -150,7 +150,7 @@ def test_joining_a_ray_without_its_token_says_at_once_what_is_missing(system: An
     import subprocess
     import sys
 
-    program = "import sys\nfrom trilogue.cluster.ray_head import check_welcome\ncheck_welcome(sys.argv[1])"
+    program = "import sys\nfrom trilogue.cluster.on_ray.ray_head import check_welcome\ncheck_welcome(sys.argv[1])"
     environment = {"PATH": "/usr/bin", "HOME": "/nonexistent", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     command = [sys.executable, "-c", program, _ray_address()]
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trilogue.cluster.processes import alive
+from trilogue.cluster.on_ray.processes import alive
 
 from .conftest import eventually
 

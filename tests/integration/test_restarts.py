@@ -10,9 +10,9 @@ import pytest
 
 from trilogue.actors.protocol.ids import partition_of
 from trilogue.client import Client
-from trilogue.cluster.find import Known
-from trilogue.cluster.runfile import find_run_file
-from trilogue.cluster.verify import verify
+from trilogue.cluster.commands.find import Known
+from trilogue.cluster.commands.verify import verify
+from trilogue.cluster.settings.runfile import find_run_file
 
 from .conftest import PARTITIONS, back, eventually, run
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import Ack
-from trilogue.client.answers import Answers
-from trilogue.client.flow import Flow
-from trilogue.client.heads import Heads
-from trilogue.client.lanes import MESSAGE_OVERHEAD_BYTES, Lane
-from trilogue.client.outbox import Outbox
-from trilogue.client.outbox_file import FileOutbox
-from trilogue.client.outbox_sqlite import Commit, Stored
+from trilogue.client.outbox.file import FileOutbox
+from trilogue.client.outbox.outbox import Outbox
+from trilogue.client.outbox.sqlite import Commit, Stored
+from trilogue.client.reading.heads import Heads
+from trilogue.client.sending.answers import Answers
+from trilogue.client.sending.flow import Flow
+from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, Lane
 
 LIMITS = Limits()
 FIRST_ID = f"{1:032x}"

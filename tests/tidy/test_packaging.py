@@ -65,7 +65,7 @@ def test_wheel_names_its_licence_its_script_and_its_commands(wheel: Path) -> Non
         names = archive.namelist()
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "trilogue = trilogue.cluster.cli:main" in entry_points
+    assert "trilogue = trilogue.cluster.commands.cli:main" in entry_points
     assert "[trilogue.commands]" in entry_points
 
 

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from trilogue.actors.protocol.errors import DirectoryUnusable, UsageError
-from trilogue.bench import machine, plots, systems
+from trilogue.bench import systems
 from trilogue.bench.cli import app
+from trilogue.bench.report import machine, plots
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,17 @@ import pytest
 from rich.console import Console
 
 from trilogue.actors.protocol.errors import DirectoryUnusable, Overloaded, UsageError
-from trilogue.bench import floor, machine, metrics, report
-from trilogue.bench.job import Job
-from trilogue.bench.load import Script
-from trilogue.bench.metrics import HIGHEST_US, CpuMeter, Histogram
-from trilogue.bench.pouring import Acks, Item, Pulse, drip, pour
-from trilogue.bench.readback import read_all_back
-from trilogue.bench.schema import CpuUs, FloorFigures, LatencyMs, Result, Row
-from trilogue.bench.verification import Verdict
+from trilogue.bench.floor import floor
+from trilogue.bench.load import metrics
+from trilogue.bench.load.generator import Script
+from trilogue.bench.load.job import Job
+from trilogue.bench.load.metrics import HIGHEST_US, CpuMeter, Histogram
+from trilogue.bench.load.pouring import Acks, Item, Pulse, drip, pour
+from trilogue.bench.load.readback import read_all_back
+from trilogue.bench.load.verification import Verdict
+from trilogue.bench.report import machine
+from trilogue.bench.report import table as report
+from trilogue.bench.report.schema import CpuUs, FloorFigures, LatencyMs, Result, Row
 from trilogue.client import Ack, Client, Message
 
 KEYS = [
@@ -282,7 +285,7 @@ def test_a_script_sends_the_same_items_as_often_as_it_is_asked() -> None:
 
 
 def test_the_load_generator_imports_no_ray() -> None:
-    code = "import sys, trilogue.bench.load; sys.exit('ray' in sys.modules)"
+    code = "import sys, trilogue.bench.load.generator; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

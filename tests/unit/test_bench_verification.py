@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from trilogue.bench.verification import EXAMPLES_MAX, HandedOver, Verdict, judge_session
+from trilogue.bench.load.verification import EXAMPLES_MAX, HandedOver, Verdict, judge_session
 from trilogue.client import Ack, Message
 
 ROOM = "room"

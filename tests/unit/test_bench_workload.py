@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from trilogue.actors.protocol.errors import UsageError
-from trilogue.bench.conversation import Line, compare_with_file, parse, read_conversation
-from trilogue.bench.workload import Workload
+from trilogue.bench.load.conversation import Line, compare_with_file, parse, read_conversation
+from trilogue.bench.load.workload import Workload
 
 CONVERSATION = Path(__file__).parent.parent / "data" / "conversation.jsonl"
 GOOD = {"session": "room", "sender": "Amélie", "sent_at": 1, "text": "hello ☕"}

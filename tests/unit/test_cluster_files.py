@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from trilogue.actors.protocol.errors import DirectoryUnusable, NewerFormat, NotAuthorized, Unavailable
-from trilogue.cluster.files import write_whole
-from trilogue.cluster.find import locate
-from trilogue.cluster.processes import boot_mark, members
-from trilogue.cluster.runfile import RayRun, RunFile, find_run_file, read_run_file, remove_run_files, user_run_file
+from trilogue.cluster.commands.find import locate
+from trilogue.cluster.on_ray.processes import boot_mark, members
+from trilogue.cluster.settings.files import write_whole
+from trilogue.cluster.settings.runfile import RayRun, RunFile, find_run_file, read_run_file, remove_run_files, user_run_file
 
 ADDRESS = "127.0.0.1:4321"
 

@@ -10,7 +10,7 @@ import pytest
 from trilogue.actors.protocol.frames import HEADER_BYTES, encode_frame
 from trilogue.actors.protocol.ids import partition_of
 from trilogue.actors.protocol.messages import RUN, SKIP, pack_records
-from trilogue.cluster.judge import PROBLEMS_KEPT_MAX, Findings, PartitionJudge
+from trilogue.cluster.commands.judge import PROBLEMS_KEPT_MAX, Findings, PartitionJudge
 
 LOG, PARTITIONS, FRAME_BYTES_MAX = 7, 4, 1 << 20
 STORES = ("store-1", "store-2", "store-3")

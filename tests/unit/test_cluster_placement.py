@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from trilogue.actors.protocol.errors import LaunchError, SettingsDiffer
-from trilogue.cluster.config import ClusterRecord
-from trilogue.cluster.placement import (
+from trilogue.cluster.on_ray.placement import (
     Node,
     Places,
     check_listen,
@@ -19,7 +18,8 @@ from trilogue.cluster.placement import (
     read_places,
     write_places,
 )
-from trilogue.cluster.ports import check_host, choose_ports, is_free
+from trilogue.cluster.settings.config import ClusterRecord
+from trilogue.cluster.settings.ports import check_host, choose_ports, is_free
 
 RECORD = ClusterRecord("c" * 32, 7, 4, 3, 3, "now")
 DATA = Path("/data")

@@ -17,8 +17,8 @@ from trilogue.actors.protocol.errors import (
     SettingsDiffer,
     TrilogueError,
 )
-from trilogue.cluster.config import Desired, actor_names, split_listen
-from trilogue.cluster.settings import open_data, settings_of
+from trilogue.cluster.settings.asked import open_data, settings_of
+from trilogue.cluster.settings.config import Desired, actor_names, split_listen
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from trilogue.actors.protocol.errors import Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.wire import Connection, Refused, Server
-from trilogue.cluster import supervisor as module
-from trilogue.cluster.config import ClusterRecord, Desired
-from trilogue.cluster.runfile import RayRun, RunFile, read_run_file
-from trilogue.cluster.streams import connection_to
-from trilogue.cluster.supervisor import Supervisor
+from trilogue.cluster.commands.streams import connection_to
+from trilogue.cluster.on_ray import supervisor as module
+from trilogue.cluster.on_ray.supervisor import Supervisor
+from trilogue.cluster.settings.config import ClusterRecord, Desired
+from trilogue.cluster.settings.runfile import RayRun, RunFile, read_run_file
 
 TOKEN, CLUSTER, HOST = "secret", "c" * 32, "127.0.0.1"
 ROUTE = {"cluster": CLUSTER, "partitions": 1, "writers": {}, "addresses": []}

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from trilogue.actors.protocol.messages import Message
-from trilogue.cluster import cli, talk
+from trilogue.cluster.commands import cli, talk
 
 
 def message(body: bytes) -> Message:
@@ -88,6 +88,6 @@ def test_an_interrupted_command_says_so_without_a_traceback(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trilogue.cluster.find.locate", interrupted)
+    monkeypatch.setattr("trilogue.cluster.commands.find.locate", interrupted)
     assert cli.run(["status"]) == 130
     assert "Traceback" not in capsys.readouterr().err

@@ -16,7 +16,7 @@ from local_system.system import LocalSystem
 from local_system.waiting import eventually
 from trilogue.actors.protocol.errors import Unavailable
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.cluster.streams import ask
+from trilogue.cluster.commands.streams import ask
 
 PILED_UP = 60
 

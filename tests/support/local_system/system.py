@@ -24,8 +24,8 @@ import psutil
 from local_system.waiting import eventually
 from trilogue.actors.protocol.errors import TrilogueError
 from trilogue.actors.protocol.ids import partition_of
-from trilogue.cluster.find import locate
-from trilogue.cluster.status import gather, healthy
+from trilogue.cluster.commands.find import locate
+from trilogue.cluster.commands.status import gather, healthy
 
 UP_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trilogue.client.backoff import RECONNECT_S, reconnect_after_s, retry_after_s
+from trilogue.client.connecting.backoff import RECONNECT_S, reconnect_after_s, retry_after_s
 
 
 def test_an_unanswered_message_is_sent_again_after_1_3_5_then_every_5_seconds() -> None:

@@ -28,8 +28,8 @@ from trilogue.client import (
     Unavailable,
     Unsent,
     UsageError,
-    link,
 )
+from trilogue.client.connecting import link
 
 SMALL = Limits(outbox_messages_max=4, in_flight_messages_max=2)
 

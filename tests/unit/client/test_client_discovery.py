@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from trilogue.client import Client, NotAuthorized, Unavailable, UsageError
-from trilogue.client.discovery import Found, find, run_file
+from trilogue.client.connecting.discovery import Found, find, run_file
 
 
 @pytest.fixture(autouse=True)

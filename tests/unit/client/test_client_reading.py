@@ -22,8 +22,8 @@ from trilogue.client import (
     Unavailable,
     UsageError,
 )
-from trilogue.client.heads import Heads
-from trilogue.client.subscription import CREDIT_MESSAGES
+from trilogue.client.reading.heads import Heads
+from trilogue.client.reading.subscription import CREDIT_MESSAGES
 
 
 @asynccontextmanager

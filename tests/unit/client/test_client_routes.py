@@ -7,8 +7,8 @@ import pytest
 from fake_session_actor import TOKEN, Cluster, FakeSessionActor, in_loop
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.client import NotAuthorized, ProtocolError, Unavailable
-from trilogue.client.discovery import Found
-from trilogue.client.routes import Routes
+from trilogue.client.connecting.discovery import Found
+from trilogue.client.connecting.routes import Routes
 
 
 async def nowhere() -> Found:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trilogue.actors.protocol.messages import RUN, Message, Run
-from trilogue.client.inbox import Inbox
+from trilogue.client.reading.inbox import Inbox
 
 OUTBOX_ID = "0" * 32
 

@@ -16,13 +16,13 @@ from trilogue.actors.protocol.errors import MessageTooLarge, TrilogueError
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack
 from trilogue.actors.protocol.vocabulary import Code
-from trilogue.client.answers import Answers
-from trilogue.client.flow import Flow
-from trilogue.client.heads import Heads
-from trilogue.client.lanes import MESSAGE_OVERHEAD_BYTES
-from trilogue.client.outbox import Outbox
-from trilogue.client.outbox_file import FileOutbox
-from trilogue.client.outbox_sqlite import Commit, Stored
+from trilogue.client.outbox.file import FileOutbox
+from trilogue.client.outbox.outbox import Outbox
+from trilogue.client.outbox.sqlite import Commit, Stored
+from trilogue.client.reading.heads import Heads
+from trilogue.client.sending.answers import Answers
+from trilogue.client.sending.flow import Flow
+from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES
 
 SMALL = Limits(
     body_bytes_max=400, run_messages_max=3, submit_bytes_max=1000, in_flight_messages_max=8, in_flight_bytes_max=2000,

@@ -14,8 +14,8 @@ from trilogue.actors.protocol.errors import (
 )
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.vocabulary import Code
-from trilogue.client.outbox_file import FileOutbox
-from trilogue.client.outbox_sqlite import Commit, Stored
+from trilogue.client.outbox.file import FileOutbox
+from trilogue.client.outbox.sqlite import Commit, Stored
 
 
 def test_a_conflict_of_a_message_from_a_former_process_is_reported(caplog: pytest.LogCaptureFixture) -> None:

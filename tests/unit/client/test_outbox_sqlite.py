@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trilogue.actors.protocol.errors import OutboxInUse, OutboxUnusable
-from trilogue.client.outbox_sqlite import Commit, OutboxFile
+from trilogue.client.outbox.sqlite import Commit, OutboxFile
 
 ID = "a" * 32
 
@@ -67,7 +67,7 @@ def test_saved_messages_survive_kill_9_at_any_moment_g10(tmp_path: Path) -> None
     """A process commits and says so, group after group; it is killed while it works."""
     program = textwrap.dedent("""
         import sys
-        from trilogue.client.outbox_sqlite import Commit, OutboxFile
+        from trilogue.client.outbox.sqlite import Commit, OutboxFile
         file = OutboxFile(sys.argv[1], lambda: "a" * 32)
         for number in range(1, 1_000_000):
             first_n = 5 * number - 4
@@ -108,7 +108,7 @@ def test_a_second_user_of_the_file_hears_who_has_it(tmp_path: Path) -> None:
 
 
 def test_a_process_that_was_killed_does_not_keep_the_file(tmp_path: Path) -> None:
-    program = "import sys, time; from trilogue.client.outbox_sqlite import OutboxFile; "
+    program = "import sys, time; from trilogue.client.outbox.sqlite import OutboxFile; "
     program += "file = OutboxFile(sys.argv[1], lambda: 'a' * 32); print('open', flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", program, str(tmp_path / "a.db")]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

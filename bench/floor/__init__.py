@@ -1,0 +1,1 @@
+"""The floor: what no system on this machine can beat."""

@@ -1,0 +1,1 @@
+"""The report: a table for people, one object for programs, pictures."""

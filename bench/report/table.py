@@ -1,0 +1,141 @@
+"""A result for people: the answer first, then what stands behind it; and the same as JSON.
+
+Owns the words and the table. It must not know how a figure was come by. Invariants: a rate is never printed without
+what the verification of the same run found; a run that found something says so first, and loudly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trilogue.actors.protocol.errors import UsageError
+from trilogue.bench.report.machine import machine_line
+from trilogue.bench.report.schema import CpuUs, Result
+
+ROLES = ("client", "session", "store")
+
+
+def write_json(result: Result, path: Path) -> None:
+    """Write the result as one JSON object. Raises `UsageError` if the file cannot be written."""
+    try:
+        path.write_text(result.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def show(result: Result, console: Console, examples: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Print the result."""
+    console.print(headline(result), soft_wrap=True)
+    for example in examples:
+        console.print(Text(f"  {example}", style="red"), soft_wrap=True)
+    console.print()
+    console.print(_rows(result) if result.rows else _table(result))
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False)
+    settings = " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items())
+    for line in (settings, machine_line(result.machine), f"commit {result.commit}"):
+        console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+def headline(result: Result) -> Text:
+    """The answer on one line."""
+    found = result.lost or result.duplicated or result.reordered
+    verdict = f"lost {result.lost}, duplicated {result.duplicated}, reordered {result.reordered}"
+    if found:
+        return Text(f"FAILED: {verdict} of {result.messages:,} messages. No figure of this run counts.", "bold red")
+    answer = Text(_answer(result), "bold green")
+    if result.command != "floor":
+        answer.append(f" · {_what_was_read(result)} read back: {verdict}", "default")
+    return answer
+
+
+def _what_was_read(result: Result) -> str:
+    messages = f"{result.messages:,} messages"
+    if result.command != "replay":
+        return messages
+    return f"{messages} of {result.settings['senders']:,} senders in {result.settings['sessions']:,} sessions"
+
+
+def cpu_growth(result: Result) -> float | None:
+    """By how much the processor time a message grows from the first row to the last, as a fraction; None if unknown."""
+    totals = [row.cpu_us_per_message.total for row in result.rows]
+    if len(totals) < 2 or totals[0] is None or totals[-1] is None:
+        return None
+    return totals[-1] / totals[0] - 1
+
+
+def _answer(result: Result) -> str:
+    floor = result.floor
+    match result.command:
+        case "floor":
+            return f"the floor: {floor.latency_ms_p50:.3f} ms (p50), {floor.messages_per_s:,.0f} messages/s"
+        case "latency":
+            ratio = result.latency_ms.p50 / floor.latency_ms_p50
+            return f"{result.latency_ms.p50:.3f} ms (p50) from hand-over to three disks and back, {ratio:.2f} × the floor"
+        case "scale":
+            growth = cpu_growth(result)
+            counts = f"{result.rows[0].partitions} to {result.rows[-1].partitions} partitions"
+            if growth is None:
+                return f"{result.messages_per_s:,.0f} messages/s over {counts}"
+            return f"{growth:+.1%} processor time a message from {counts}"
+        case _:
+            ratio = result.messages_per_s / floor.messages_per_s
+            return f"{result.messages_per_s:,.0f} messages/s, {ratio:.2f} × the floor"
+
+
+def _table(result: Result) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    latency = result.latency_ms
+    table.add_row(
+        "rate",
+        f"{result.messages_per_s:,.0f} messages/s",
+        f"{result.messages:,} in {result.seconds:.2f} s, first hand-over to last ack",
+    )
+    table.add_row(
+        "latency",
+        f"{latency.p50:.2f} ms p50",
+        f"p99 {latency.p99:.2f}, p99.9 {latency.p999:.2f}, longest {latency.max:.2f}",
+    )
+    if result.command != "floor":
+        table.add_row(
+            "floor",
+            f"{result.floor.messages_per_s:,.0f} messages/s",
+            f"{result.floor.latency_ms_p50:.3f} ms p50, in this run",
+        )
+        table.add_row("processor", _us(result.cpu_us_per_message.total), _by_role(result.cpu_us_per_message))
+    return table
+
+
+def _rows(result: Result) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("partitions", "messages/s", "× floor", *ROLES, "sum µs", "lost/dup/reord"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in result.rows:
+        cpu = row.cpu_us_per_message
+        found = f"{row.lost}/{row.duplicated}/{row.reordered}"
+        table.add_row(
+            str(row.partitions),
+            f"{row.messages_per_s:,.0f}",
+            f"{row.messages_per_s / row.floor.messages_per_s:.2f}",
+            *("–" if used is None else f"{used:.2f}" for used in (cpu.client, cpu.session, cpu.store, cpu.total)),
+            Text(found, "green" if found == "0/0/0" else "bold red"),
+        )
+    return table
+
+
+def _us(used: float | None) -> str:
+    return "not known" if used is None else f"{_short(used)} µs a message"
+
+
+def _by_role(cpu: CpuUs) -> str:
+    parts = zip(ROLES, (cpu.client, cpu.session, cpu.store), strict=True)
+    return ", ".join(f"{role} {'not known' if used is None else f'{_short(used)} µs'}" for role, used in parts)
+
+
+def _short(used: float) -> str:
+    return f"{used:.2f}" if used < 100 else f"{used:.0f}"

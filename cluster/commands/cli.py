@@ -1,0 +1,244 @@
+"""The command line: `trilogue`, and `python -m trilogue.cluster`.
+
+Owns the commands' names and options, their exit codes (0 fine, 1 the answer is no, 2 wrong usage) and the rule that
+an error is one line. It must not know how a command works: what is heavy is imported when it runs. Other packages
+add commands through the entry-point group `trilogue.commands`; a command of our own never waits for them to be
+imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trilogue.actors.protocol.errors import TrilogueError, UsageError
+
+PLUGINS = "trilogue.commands"
+FINE, NO, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="trilogue",
+    help="A conversation kept by three: every message on three disks before its sender hears `stored`.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="HOST:PORT", help="Any actor of the system; the token comes from TRILOGUE_TOKEN_FILE."),
+]
+Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="The system's data directory.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, whose keys stay what they are.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"trilogue {version_of('trilogue')}")
+        raise typer.Exit(FINE)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(WRONG_USAGE)
+
+
+@app.command()
+def up(
+    partitions: Annotated[int | None, typer.Option(metavar="N", help="Partitions of new data (4); fixed from then on.")] = None,
+    copies: Annotated[int | None, typer.Option(metavar="N", help="Stores that hold each message (3).")] = None,
+    stores: Annotated[int | None, typer.Option(metavar="N", help="Stores in all (as many as copies).")] = None,
+    data: Data = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where actors listen (127.0.0.1:0): PORT is the first one, 0 any; 0.0.0.0 opens it to the network.",
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Join this Ray (HOST:PORT of its head) instead of starting one.")
+    ] = None,
+    spread: Annotated[
+        bool | None,
+        typer.Option("--spread/--no-spread", help="One store a Ray node; without it, where there are enough nodes."),
+    ] = None,
+    allow_tmpfs: Annotated[bool, typer.Option("--allow-tmpfs", help="Take a data directory that a power cut empties.")] = False,
+    timeout: Annotated[float, typer.Option(metavar="S", min=1, help="How long starting may take.")] = 90.0,
+) -> None:
+    """Start the system, and leave it running."""
+    from trilogue.cluster.commands import show
+    from trilogue.cluster.commands.up_down import up as start
+    from trilogue.cluster.settings.asked import settings_of
+
+    settings = settings_of(
+        partitions=partitions, copies=copies, stores=stores, data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs
+    )
+    with show.progress() as progress:
+        outcome = start(settings, ray_address, timeout, progress)
+    show.started(outcome)
+
+
+@app.command()
+def down(address: Address = None, data: Data = None) -> None:
+    """End what `up` started. The data stays."""
+    from trilogue.cluster.commands import show
+    from trilogue.cluster.commands.up_down import down as end
+
+    with show.progress() as progress:
+        ended = end(address, data, progress)
+    if ended is None:
+        typer.echo("nothing was running")
+    else:
+        typer.echo(f"ended; the data is kept in {ended.data}")
+
+
+@app.command()
+def status(address: Address = None, data: Data = None, json: Json = False) -> None:
+    """Show where everything is and how it is. Exit code 1 unless every partition is open."""
+    from trilogue.cluster.commands.find import locate
+    from trilogue.cluster.commands.status import gather, healthy, render
+
+    found = asyncio.run(gather(locate(address, data)))
+    if json:
+        _print_json(found)
+    else:
+        render(found)
+    raise typer.Exit(FINE if healthy(found) else NO)
+
+
+@app.command()
+def send(
+    session: Annotated[str, typer.Argument(help="The session's id.")],
+    text: Annotated[str, typer.Argument(help="What to say.")],
+    sender: Annotated[str | None, typer.Option(metavar="NAME", help="Who says it (you).")] = None,
+    outbox: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep it here until it is acked: the next send with this file sends it.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(metavar="S", min=0, help="How long to wait for the ack.")] = 10.0,
+    address: Address = None,
+    data: Data = None,
+) -> None:
+    """Send one message, and wait until it is on every store. Exit code 1: it may have been stored."""
+    from trilogue.cluster.commands import talk
+    from trilogue.cluster.commands.find import locate
+
+    ack = asyncio.run(talk.send(locate(address, data), session, text, sender, outbox, timeout))
+    typer.echo(f"{ack.session} {ack.seq}: stored on {ack.copies} store{'s' if ack.copies != 1 else ''}")
+
+
+@app.command()
+def tail(
+    session: Annotated[str, typer.Argument(help="The session's id.")],
+    after: Annotated[
+        int | None, typer.Option(metavar="SEQ", help="Only what follows this seq (without it: the newest).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most so many (10 of the newest).")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a message.")] = False,
+    address: Address = None,
+    data: Data = None,
+) -> None:
+    """Print a session's messages: seq, time, sender, text."""
+    from trilogue.cluster.commands import talk
+    from trilogue.cluster.commands.find import locate
+
+    asyncio.run(talk.tail(locate(address, data), session, after, limit, follow=follow, as_json=json))
+
+
+@app.command()
+def verify(address: Address = None, data: Data = None, json: Json = False) -> None:
+    """Re-read every frame on every store, and check that nothing is damaged, lost, doubled or out of order."""
+    from trilogue.cluster.commands import show
+    from trilogue.cluster.commands.find import locate
+    from trilogue.cluster.commands.verify import verify as check
+
+    known = locate(address, data)
+    with show.bars() as bars:
+        report = asyncio.run(check(known, bars))
+    if json:
+        _print_json(report)
+    else:
+        show.verified(report)
+    raise typer.Exit(FINE if report["ok"] else NO)
+
+
+def main() -> None:
+    """The `trilogue` script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; return its exit code. Errors are one line on standard error, never a traceback."""
+    _add_plugins(arguments)
+    try:
+        code = app(arguments, prog_name="trilogue", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or FINE)
+    except UsageError as error:
+        return _say(error, WRONG_USAGE)
+    except TrilogueError as error:
+        return _say(error, NO)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what Python still holds for it must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+    except OSError as error:
+        return _say(f"{error.filename or ''} {error.strerror or error}".strip(), NO)
+    except Exception as error:
+        return _say_usage(error)
+
+
+def _add_plugins(arguments: list[str]) -> None:
+    """Add the commands of other packages, unless the command is one of ours: theirs may be slow to import."""
+    first = next((word for word in arguments if not word.startswith("-")), None)
+    if first is not None and first in {command.callback.__name__ for command in app.registered_commands if command.callback}:
+        return
+    from importlib.metadata import entry_points
+
+    present = {group.name for group in app.registered_groups}
+    for point in entry_points(group=PLUGINS):
+        if point.name not in present:
+            try:
+                app.add_typer(point.load(), name=point.name)
+            except ImportError as error:
+                _say(f"the command {point.name!r} cannot be loaded: {error}", NO)
+
+
+def _say(what: object, code: int) -> int:
+    line = " ".join(str(what).split()) or type(what).__name__
+    print(f"trilogue: {line}", file=sys.stderr)
+    return code
+
+
+def _say_usage(error: Exception) -> int:
+    """An error of the option parser, whichever module of typer or click it comes from; anything else is a bug, and
+    raised.
+    """
+    message: Callable[[], str] | None = getattr(error, "format_message", None)
+    if message is None:
+        raise error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(message())
+        return WRONG_USAGE
+    context: Any = getattr(error, "ctx", None)
+    hint = f"; see `{context.command_path} --help`" if context is not None else ""
+    return _say(f"{message().rstrip('.')}{hint}", int(getattr(error, "exit_code", WRONG_USAGE)))
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,175 @@
+"""How a running system is: gathered over the streams, shown as a table or as one stable object.
+
+Owns the shape of `trilogue status --json`. It must not import Ray: it works when Ray is dead. Invariants: an actor
+that does not answer is named, never left out; the keys stay what they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trilogue.actors.protocol.errors import NotAuthorized, TrilogueError, Unavailable
+from trilogue.actors.protocol.vocabulary import Say
+from trilogue.cluster.commands.find import Known
+from trilogue.cluster.commands.streams import ask_all
+from trilogue.cluster.on_ray.placement import protection, read_places
+
+FORMAT = 1
+HOPS = 3
+WIDTH_WITHOUT_TERMINAL = 200
+
+
+async def gather(known: Known) -> dict[str, Any]:
+    """The status of everything that answers. Raises `Unavailable` when nothing does, `NotAuthorized` for a wrong token."""
+    answers = await ask_all(known.addresses, known.token, Say.STATUS)
+    routes: dict[str, Any] = {}
+    # Whoever answers leads to others: to actors that have moved, or to all when only one address was given.
+    for _ in range(HOPS):
+        asked = [address for address, answer in answers.items() if _good(answer) and address not in routes]
+        routes |= await ask_all(asked, known.token, Say.WHERE)
+        found = {address for route in routes.values() if _good(route) for address in route["addresses"]} - set(answers)
+        if not found:
+            break
+        answers |= await ask_all(found, known.token, Say.STATUS)
+    actors: dict[str, dict[str, Any]] = {}
+    for answer in answers.values():
+        if _good(answer):
+            actors[str(answer["name"])] = answer
+    if not actors:
+        for answer in answers.values():
+            if isinstance(answer, NotAuthorized):
+                raise answer
+        raise Unavailable(f"nothing answers: the system is down; start it with `{known.up_command}`")
+    route = next((one for one in routes.values() if _good(one)), None)
+    return _shape(known, actors, route)
+
+
+def healthy(status: dict[str, Any]) -> bool:
+    """Whether every partition accepts messages and every actor answers."""
+    return not status["missing"] and all(one["state"] == "open" for one in (*status["partitions"], *status["stores"]))
+
+
+def _good(answer: Any) -> bool:
+    return not isinstance(answer, TrilogueError)
+
+
+def _shape(known: Known, actors: dict[str, dict[str, Any]], route: dict[str, Any] | None) -> dict[str, Any]:
+    run = known.run
+    stores = {name: one for name, one in actors.items() if one.get("role") == "store"}
+    sessions = {int(one["partition"]): one for one in actors.values() if one.get("role") == "session"}
+    count = int(route["partitions"]) if route is not None else len(sessions)
+    expected = {f"session-{p}" for p in range(count)} | {store for one in sessions.values() for store in one["stores"]}
+    if run is not None:
+        expected |= set(run.actors)
+    copies = max((int(one["copies"]) for one in sessions.values()), default=0)
+    return {
+        "format": FORMAT,
+        "cluster": run.cluster if run is not None else str((route or {}).get("cluster", "")),
+        "data": run.data if run is not None else None,
+        "addresses": [str(one["address"]) for one in actors.values()],
+        "started_by": run.started_by if run is not None else None,
+        "ray": {"address": run.ray.address, "temp_dir": run.ray.temp_dir} if run is not None else None,
+        "logs": run.logs if run is not None else None,
+        "partitions": [_partition(p, sessions.get(p), route) for p in range(count)],
+        "stores": [_store(one) for _, one in sorted(stores.items())],
+        "missing": sorted(expected - set(actors)),
+        "protects_against": _protection(run.data if run is not None else None, stores, copies),
+        "actors": dict(sorted(actors.items())),
+    }
+
+
+def _partition(partition: int, one: dict[str, Any] | None, route: dict[str, Any] | None) -> dict[str, Any]:
+    if one is None:
+        writers = (route or {}).get("writers", {})
+        epoch, address = writers.get(partition, (0, ""))
+        return {"partition": partition, "state": f"its SessionActor does not answer at {address or 'any known address'}",
+                "epoch": epoch, "copies": 0, "stores": [], "address": address, "committed": 0, "sessions": 0}  # fmt: skip
+    keys = ("partition", "state", "epoch", "copies", "stores", "address", "committed", "sessions")
+    return {key: one.get(key) for key in keys}
+
+
+def _store(one: dict[str, Any]) -> dict[str, Any]:
+    journal = one.get("journal") or {}
+    return {
+        "name": one["name"],
+        "state": one["state"],
+        "address": one["address"],
+        "directory": one["directory"],
+        "store": one.get("store"),
+        "incarnation": one.get("incarnation"),
+        "bytes": journal.get("bytes", 0),
+        "files": journal.get("files", 0),
+        "full": bool(journal.get("full", False)),
+        "disk_bytes_free": one.get("disk_bytes_free"),
+        "partitions": len(one.get("partitions") or {}),
+    }
+
+
+def _protection(data: str | None, stores: dict[str, dict[str, Any]], copies: int) -> str:
+    places = None
+    if data is not None:
+        try:
+            places, _ = read_places(Path(data))
+        except TrilogueError:
+            places = None
+    if places is not None:
+        return protection(places.hosts, places.spread, copies or len(places.hosts))
+    hosts = {name: str(one["address"]).rpartition(":")[0] for name, one in stores.items()}
+    return protection(hosts, False, copies or len(hosts)) if hosts else "unknown: no store answers"
+
+
+def render(status: dict[str, Any]) -> None:
+    """Show it to a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_WITHOUT_TERMINAL
+    for label, value in (
+        ("cluster", status["cluster"]),
+        ("data", status["data"]),
+        ("address", ", ".join(status["addresses"][:1]) + f"  (any of {len(status['addresses'])} leads to all)"),
+        ("copies", status["protects_against"]),
+        ("Ray", f"{status['ray']['address']}, {status['ray']['temp_dir'] or 'joined'}" if status["ray"] else None),
+        ("logs", status["logs"]),
+    ):
+        if value:
+            console.print(f"{label:9}{value}", markup=False, soft_wrap=True)
+    partitions = Table("partition", "state", "epoch", "copies", "sessions", "frames", "address", box=None, pad_edge=False)
+    for one in status["partitions"]:
+        style = None if one["state"] == "open" else "yellow"
+        row = (one["partition"], one["state"], one["epoch"], one["copies"], one["sessions"], one["committed"], one["address"])
+        partitions.add_row(*map(str, row), style=style)
+    stores = Table("store", "state", "on disk", "free", "partitions", "directory", box=None, pad_edge=False)
+    for one in status["stores"]:
+        style = None if one["state"] == "open" else "yellow"
+        shown = (
+            one["name"],
+            one["state"],
+            size(one["bytes"]),
+            size(one["disk_bytes_free"]),
+            one["partitions"],
+            one["directory"],
+        )
+        stores.add_row(*map(str, shown), style=style)
+    console.print()
+    console.print(partitions)
+    console.print()
+    console.print(stores)
+    if status["missing"]:
+        console.print(
+            f"\nnot answering: {', '.join(status['missing'])} (Ray restarts an actor within a few seconds)", style="yellow"
+        )
+
+
+def size(count: int | None) -> str:
+    """Bytes for people."""
+    if count is None:
+        return "?"
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -1,0 +1,196 @@
+"""Keeps the desired state: creates the actors that are missing, and watches them over their streams.
+
+Owns the watching, and the run files' addresses. It must not know Ray (how an actor is found and created is passed
+in) nor any truth about messages: kill it at any time. Invariants: it never ends an actor; what it creates is named,
+so two Supervisors create nothing twice; a lost stream is a reason to look, never a proof of death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from trilogue.actors.config import AddressBook
+from trilogue.actors.protocol.errors import ProtocolError, TrilogueError, Unavailable
+from trilogue.actors.protocol.limits import DEFAULT_LIMITS
+from trilogue.actors.protocol.vocabulary import Code, Say
+from trilogue.actors.pump import guarded, settle_process, spawn
+from trilogue.actors.store_actor import answer_later, listen_preferring
+from trilogue.actors.wire import Connection, Refused, Server, connect, join_address
+from trilogue.cluster.settings.config import SUPERVISOR, Desired, session_names, store_names
+from trilogue.cluster.settings.files import read_json
+from trilogue.cluster.settings.runfile import read_run_file
+
+LOOK_AGAIN_S: Final = 0.3
+CREATE_AGAIN_S: Final = 2.0
+
+
+class Watched:
+    """What the Supervisor knows of one actor: a hint, for people."""
+
+    __slots__ = ("address", "connection", "losses", "state")
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.state = "not looked at yet"
+        self.connection: Connection | None = None
+        self.losses = 0
+
+
+class Supervisor:
+    """Made inside a running event loop. `create` makes an actor by its name unless it exists; it may block."""
+
+    def __init__(self, desired: Desired, book: AddressBook, create: Callable[[str], Any]) -> None:
+        self._desired, self._book, self._create = desired, book, create
+        self._watched = {name: Watched() for name in (*store_names(desired.record), *session_names(desired.record))}
+        info = {"role": SUPERVISOR, "name": SUPERVISOR, "cluster": desired.record.cluster, "pid": os.getpid()}
+        self._server = Server(desired.token, info, guarded(self._on_message), lambda _: None, lambda *_: None, DEFAULT_LIMITS)
+        self._places: dict[str, tuple[str, int]] = {}
+        self._problem = ""
+        self._listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        spawn(self._run(), SUPERVISOR)
+
+    # ------------------------------------------------------------------ what Ray calls
+
+    async def ready(self) -> str:
+        """Its address, as soon as it listens."""
+        await asyncio.shield(self._listening)
+        return self._server.address
+
+    async def where(self) -> dict[str, Any]:
+        """Where the system is, for whoever finds the Supervisor by its name: {"addresses", "token"}."""
+        await asyncio.shield(self._listening)
+        return {"addresses": self._addresses(), "token": self._desired.token, "cluster": self._desired.record.cluster}
+
+    async def desired(self) -> Desired:
+        """What this system was asked to be."""
+        return self._desired
+
+    async def status(self) -> dict[str, Any]:
+        """What it watches, for people."""
+        return {
+            "role": SUPERVISOR,
+            "name": SUPERVISOR,
+            "pid": os.getpid(),
+            "address": self._server.address,
+            "state": self._problem or "open",
+            "watched": {name: one.state for name, one in self._watched.items()},
+            "losses": {name: one.losses for name, one in self._watched.items() if one.losses},
+        }
+
+    # ------------------------------------------------------------------ watching
+
+    async def _run(self) -> None:
+        desired = self._desired
+        await listen_preferring(self._server, join_address(desired.host, desired.ports.get(SUPERVISOR, 0)))
+        self._listening.set_result(None)
+        settle_process()
+        self._note(SUPERVISOR, self._server.address, os.getpid())
+        for name in self._watched:
+            spawn(self._watch(name), f"watch of {name}")
+
+    async def _watch(self, name: str) -> None:
+        """Stay connected to the actor; when it cannot be found, make sure that it exists."""
+        one = self._watched[name]
+        loop = asyncio.get_running_loop()
+        created = 0.0
+        while True:
+            lost: asyncio.Future[str] = loop.create_future()
+            try:
+                one.connection = await self._connect(name, lost)
+            except (TrilogueError, Refused) as error:
+                one.state = str(error)
+                if loop.time() - created > CREATE_AGAIN_S:
+                    created = loop.time()
+                    await self._ensure(name, one)
+                await asyncio.sleep(LOOK_AGAIN_S)
+                continue
+            one.state = "connected"
+            one.state = f"lost: {await lost}"
+            one.connection = None
+            one.losses += 1
+
+    async def _connect(self, name: str, lost: asyncio.Future[str]) -> Connection:
+        def on_closed(_: Connection, reason: str) -> None:
+            if not lost.done():
+                lost.set_result(reason)
+
+        address = await self._book.address_of(name)
+        connection = await connect(address, self._desired.token, on_message=_ignore, on_closed=on_closed)
+        if connection.peer_info.get("name") != name:
+            connection.close()
+            raise Unavailable(f"{address} is not {name}")
+        self._watched[name].address = address
+        self._note(name, address, connection.peer_info.get("pid"))
+        return connection
+
+    async def _ensure(self, name: str, one: Watched) -> None:
+        """Create the actor unless it exists. What keeps it from being created is shown, and tried again."""
+        try:
+            if await asyncio.to_thread(self._create, name) is None:
+                one.state = f"waits for {self._desired.hosts.get(name)}: no Ray node is alive there"
+        except Exception as error:
+            one.state = f"cannot be created: {' '.join(str(error).split())[:200]}"
+
+    # ------------------------------------------------------------------ answering
+
+    def _on_message(self, connection: Connection, message: list[Any]) -> None:
+        match message:
+            case [Say.PING, int(request)]:
+                connection.reply(request, [SUPERVISOR, SUPERVISOR])
+            case [Say.STATUS, int(request)]:
+                answer_later(connection, request, self.status)
+            case [Say.WHERE, int(request)]:
+                answer_later(connection, request, self._where)
+            case [int(), int(request), *_] if message[0] in Say._value2member_map_:
+                connection.refuse(request, Code.NOT_HERE, "the Supervisor keeps no messages: ask WHERE")
+            case _:
+                raise ProtocolError("a message of unknown shape to the Supervisor")
+
+    async def _where(self) -> Any:
+        """The stores' answer: the truth about writers is in their fences."""
+        problem = "no store is connected"
+        for name in store_names(self._desired.record):
+            connection = self._watched[name].connection
+            if connection is None:
+                continue
+            try:
+                return await connection.request(Say.WHERE)
+            except (Unavailable, Refused) as error:
+                problem = str(error)
+        raise Unavailable(f"no store answers: {problem}")
+
+    # ------------------------------------------------------------------ the run files
+
+    def _addresses(self) -> list[str]:
+        found = [one.address for one in self._watched.values() if one.address]
+        return [*found, self._server.address]
+
+    def _note(self, name: str, address: str, pid: Any) -> None:
+        """Keep the run files true when an actor has moved, as long as they are about this system.
+
+        A file without actors belongs to a start that is under way, which completes it itself.
+        """
+        if not isinstance(pid, int):
+            return
+        self._places[name] = (address, pid)
+        try:
+            for path in map(Path, self._desired.run_files):
+                raw = read_json(path)
+                known = read_run_file(path) if raw and raw.get("cluster") == self._desired.record.cluster else None
+                if known is None or not known.actors:
+                    continue
+                moved = known
+                for actor, place in self._places.items():
+                    moved = moved.with_actor(actor, *place)
+                if moved != known:
+                    moved.write(path)
+        except TrilogueError as error:
+            self._problem = str(error)
+
+
+def _ignore(_: Connection, __: list[Any]) -> None:
+    """What an actor says on its own (OPEN, WAITING) is not for the Supervisor."""

@@ -193,7 +193,7 @@ class StoreActor:
         places = self._positions.setdefault(partition, [])
         del places[index - 1 :]
         places.append(position)
-        require(len(places) == index, f"the place of frame {index} is not its own")
+        require(len(places) == index, "the place of frame {} is not its own", index)
 
     # ------------------------------------------------------------------ taking messages
 

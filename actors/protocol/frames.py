@@ -103,11 +103,12 @@ def check_payload(header: Header, data: bytes | memoryview, offset: int) -> None
     """Raise `ProtocolError` unless the whole frame of `header` lies at `offset`, with its payload and padding intact."""
     start = offset + HEADER_BYTES
     end = start + header.payload_bytes
-    if len(data) < offset + header.frame_bytes:
+    padded_end = offset + header.frame_bytes
+    if len(data) < padded_end:
         raise ProtocolError(f"a frame is cut: {len(data) - offset} of {header.frame_bytes} bytes")
     if crc32(data[start:end]) != header.payload_crc:
         raise ProtocolError("a frame's payload fails its CRC")
-    if any(data[end : offset + header.frame_bytes]):
+    if any(data[end:padded_end]):
         raise ProtocolError("a frame's padding is not zeros")
 
 

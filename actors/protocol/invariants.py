@@ -12,7 +12,10 @@ class InvariantBroken(AssertionError):
     """A rule of the protocol does not hold in this process. The process must end; the disks decide what is true."""
 
 
-def require(condition: object, what: str) -> None:
-    """Raise `InvariantBroken` with `what` unless `condition` holds, under ``python -O`` too."""
+def require(condition: object, what: str, *details: object) -> None:
+    """Raise `InvariantBroken` with `what` unless `condition` holds, under ``python -O`` too.
+
+    `details` fill the ``{}`` of `what`, and only then: texts that nobody reads took a fifth of a store's time on the append path.
+    """
     if not condition:
-        raise InvariantBroken(what)
+        raise InvariantBroken(what.format(*details) if details else what)

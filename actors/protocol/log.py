@@ -140,9 +140,9 @@ class LogWriter:
 
     def handle(self, event: Event) -> list[Effect]:
         """Decide on one event."""
+        if isinstance(event, Stored):  # three of four events
+            return self._on_stored(event)
         match event:
-            case Stored():
-                return self._on_stored(event)
             case Proposed():
                 return self._propose(event.payload, event.records)
             case MemberLost(store):
@@ -167,7 +167,7 @@ class LogWriter:
             committed_upto=self.committed,
             payload=payload,
         )
-        require(len(frame) <= self._limits.frame_bytes_max, f"a frame of {len(frame)} bytes was made")
+        require(len(frame) <= self._limits.frame_bytes_max, "a frame of {} bytes was made", len(frame))
         self.last_index += 1
         self._last_crc = crc
         self._vouched = self.committed
@@ -177,9 +177,9 @@ class LogWriter:
     def _on_stored(self, event: Stored) -> list[Effect]:
         if event.epoch != self.epoch or event.upto <= self._stored[event.store]:
             return []
-        require(event.upto <= self.last_index, f"{event.store} confirms frame {event.upto}, which was never sent")
+        require(event.upto <= self.last_index, "{} confirms frame {}, which was never sent", event.store, event.upto)
         frame = self._frames[event.upto - self.committed - 1]
-        require(frame.crc == event.crc, f"{event.store} confirms another frame at {event.upto}")
+        require(frame.crc == event.crc, "{} confirms another frame at {}", event.store, event.upto)
         self._stored[event.store] = event.upto
         return self._commit()
 

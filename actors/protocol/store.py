@@ -118,20 +118,21 @@ class PartitionState:
 
     def take(self, header: Header) -> None:
         """Put an accepted frame at its index, superseding what stood there and after it."""
-        index = header.index
-        require(1 <= index <= self.last_index + 1, f"frame {index} leaves a hole after {self.last_index}")
-        require(header.prev_crc == self.crc_before(index), f"frame {index} does not chain")
-        require(header.committed_upto < index, f"frame {index} vouches for itself")
-        if index <= self.last_index:
-            require(index > self.committed_upto, f"frame {index} would replace a committed one")
-            require(header.epoch > self.epochs[index - 1], f"frame {index} of epoch {header.epoch} supersedes a later one")
+        index, epoch, last = header.index, header.epoch, len(self.crcs)
+        require(1 <= index <= last + 1, "frame {} leaves a hole after {}", index, last)
+        require(header.prev_crc == self.crc_before(index), "frame {} does not chain", index)
+        require(header.committed_upto < index, "frame {} vouches for itself", index)
+        if index <= last:
+            require(index > self.committed_upto, "frame {} would replace a committed one", index)
+            require(epoch > self.epochs[index - 1], "frame {} of epoch {} supersedes a later one", index, epoch)
             del self.crcs[index - 1 :]
             del self.epochs[index - 1 :]
-        require(not self.epochs or header.epoch >= self.epochs[-1], f"frame {index}'s epoch goes back")
+        require(not self.epochs or epoch >= self.epochs[-1], "the epoch of frame {} goes back", index)
         self.crcs.append(header.header_crc)
-        self.epochs.append(header.epoch)
-        self.committed_upto = max(self.committed_upto, header.committed_upto)
-        if header.epoch > self.uncertain_epoch:
+        self.epochs.append(epoch)
+        if header.committed_upto > self.committed_upto:
+            self.committed_upto = header.committed_upto
+        if epoch > self.uncertain_epoch:
             self.uncertain_epoch = CERTAIN
 
     def answer(self) -> FenceAnswer:

@@ -15,7 +15,7 @@ class InvariantBroken(AssertionError):
 def require(condition: object, what: str, *details: object) -> None:
     """Raise `InvariantBroken` with `what` unless `condition` holds, under ``python -O`` too.
 
-    `details` fill the ``{}`` of `what`, and only then: texts that nobody reads took a fifth of a store's time on the append path.
+    `details` fill the ``{}`` of `what`, and only then: texts that nobody reads took a fifth of a store's time on an append.
     """
     if not condition:
         raise InvariantBroken(what.format(*details) if details else what)

@@ -4,7 +4,8 @@ Owns the connections to the stores: it makes them, keeps them, and carries event
 (``protocol.takeover``, then ``protocol.log``). It must not know sessions or clients. Rules:
 
 1. A store is found by its name and known by its identity: (UUID, incarnation).
-2. One connection a store; a lost one is made again at once, then every `RECONNECT_S`.
+2. One connection a store; a lost one is made again at once, then every `RECONNECT_S`: at the address where it was, and now and
+   then at the one that the address book gives.
 3. When a machine says `Ended`, the process ends: a writer never resumes. During a takeover the next attempt begins instead,
    as another writer, after a while that is drawn at random (two that want one partition would meet for ever).
 4. An open writer asks its stores every `WATCH_S` whether they have seen a higher epoch: when it is idle nobody else tells it,
@@ -53,6 +54,9 @@ from trilogue.actors.wire import Connection, Refused, connect, pack
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 0.1
+ASK_AGAIN_ATTEMPTS = 16
+"""A store that was restarted has its former address, as a rule, and is there before Ray's directory knows it."""
+
 WATCH_S = 1.0
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.1, 0.5
 
@@ -159,14 +163,20 @@ class ReplicatedLog:
 
     async def _keep_connected(self, store: str) -> None:
         """Connect to the store, again and again, for as long as this process lives."""
+        address = ""
+        attempt = 0
         while True:
             lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             try:
-                connection = await self._connect(store, lost)
+                attempt += 1
+                if not address or attempt % ASK_AGAIN_ATTEMPTS == 0:
+                    address = await self._book.address_of(store)
+                connection = await self._connect(store, address, lost)
             except (Unavailable, NotAuthorized, ProtocolError, Refused) as error:
                 self._note(store, str(error))
                 await asyncio.sleep(RECONNECT_S)
                 continue
+            attempt = 0
             self._connections[store] = connection
             self._on_up(store, connection)
             reason = await lost
@@ -174,9 +184,7 @@ class ReplicatedLog:
             self._note(store, reason)
             self._on_lost(store)
 
-    async def _connect(self, store: str, lost: asyncio.Future[str]) -> Connection:
-        address = await self._book.address_of(store)
-
+    async def _connect(self, store: str, address: str, lost: asyncio.Future[str]) -> Connection:
         def on_closed(_: Connection, reason: str) -> None:
             if not lost.done():
                 lost.set_result(reason)

@@ -1,7 +1,7 @@
 """The client: one outbox, one set of connections, one event loop.
 
 Owns the public calls and how the parts are put together. What is decided stands elsewhere: what is taken in ``desk``,
-numbers in ``lanes`` and ``outbox``, submissions in ``flow``, answers in ``answers``, readers in ``reading`` and
+numbers in ``lanes`` and ``outbox``, submissions in ``flow``, answers in ``answers``, readers in ``pages`` and
 ``subscription``. It must not know the wire's shapes.
 Invariant: between `post` and its outcome a message is in its lane, and counted in the outbox, exactly once.
 """

@@ -1,7 +1,7 @@
 """What was handed over and has no outcome yet: the numbering of all lanes, and the bounds.
 
 Owns the lanes by (session, sender), the outbox id under which new ones number, and how much waits. This one is in memory;
-``outbox_file`` keeps the same in SQLite. It must not know connections or answers. Rules:
+``file`` keeps the same in SQLite. It must not know connections or answers. Rules:
 
 1. A lane that was forgotten is never numbered again under its old outbox id: forgetting gives new lanes a new one.
 2. A message may be submitted only once it is saved: here that is at once, in a file after its commit.

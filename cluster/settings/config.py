@@ -1,6 +1,6 @@
 """What a system is: what its data was created with, its actors' names, and its desired state.
 
-Owns the file DATA/cluster.json's shape and the names of actors. It must not know what a user asked for (``settings``), nor
+Owns the file DATA/cluster.json's shape and the names of actors. It must not know what a user asked for (``asked``), nor
 how anything is started; actors import it, so it imports little. Invariant: partitions, copies and stores of the data
 never change.
 """

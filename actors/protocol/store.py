@@ -127,7 +127,7 @@ class PartitionState:
             require(epoch > self.epochs[index - 1], "frame {} of epoch {} supersedes a later one", index, epoch)
             del self.crcs[index - 1 :]
             del self.epochs[index - 1 :]
-        require(not self.epochs or epoch >= self.epochs[-1], "the epoch of frame {} goes back", index)
+        require(not self.epochs or epoch >= self.epochs[-1], "frame {}: its epoch goes back", index)
         self.crcs.append(header.header_crc)
         self.epochs.append(epoch)
         if header.committed_upto > self.committed_upto:

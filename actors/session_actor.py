@@ -21,7 +21,8 @@ from trilogue.actors.config import AddressBook, SessionConfig
 from trilogue.actors.protocol.errors import InvalidRange, InvalidSession, ProtocolError, Unavailable, UsageError
 from trilogue.actors.protocol.ids import check_session
 from trilogue.actors.protocol.messages import Record, Run, pack_records, unpack_record
-from trilogue.actors.protocol.sequencer import (
+from trilogue.actors.protocol.sequencer import Sequencer
+from trilogue.actors.protocol.submissions import (
     Answered,
     Effect,
     FrameCommitted,
@@ -31,7 +32,6 @@ from trilogue.actors.protocol.sequencer import (
     Recalled,
     Refused,
     Retry,
-    Sequencer,
     Submitted,
     check_run,
 )
@@ -49,8 +49,8 @@ from trilogue.actors.protocol.takeover import TakenOver
 from trilogue.actors.protocol.vocabulary import ACKED, SUBMIT, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.replicated_log import ReplicatedLog
-from trilogue.actors.store_actor import answer_later, listen_preferring
-from trilogue.actors.wire import Connection, Server
+from trilogue.actors.server import Server, answer_later, listen_preferring
+from trilogue.actors.wire import Connection
 from trilogue.actors.wire import Refused as RequestRefused
 
 READ_AGAIN_S = 0.2

@@ -17,8 +17,6 @@ import asyncio
 import os
 import shutil
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +36,6 @@ from trilogue.actors.protocol.errors import (
     DataError,
     DirectoryInUse,
     ProtocolError,
-    TrilogueError,
-    Unavailable,
 )
 from trilogue.actors.protocol.invariants import require
 from trilogue.actors.protocol.store import (
@@ -54,8 +50,9 @@ from trilogue.actors.protocol.store import (
 )
 from trilogue.actors.protocol.vocabulary import APPEND, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
-from trilogue.actors.store_index import Place, StoreIndex
-from trilogue.actors.wire import Connection, Server
+from trilogue.actors.server import Server, answer_later, listen_preferring
+from trilogue.actors.store_reader import READS, StoreReader
+from trilogue.actors.wire import Connection
 
 LOCK_RETRY_S = 0.1
 ROOM_CHECK_S = 1.0
@@ -69,7 +66,6 @@ class StoreActor:
         self._limits = config.limits
         self._state = StoreState(config.log_id, config.limits)
         self._positions: dict[int, list[Position]] = {}
-        self._indexes: dict[int, StoreIndex] = {}
         self._journal: Journal | None = None
         self._problem: DataError | None = None
         self._full = False
@@ -77,7 +73,7 @@ class StoreActor:
         self._writes: list[WriteFrame | WriteFence] = []
         self._tells: list[Tell] = []
         self._flush_is_due = False
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="trilogue-read")
+        self._reader: StoreReader | None = None
         self._loop = asyncio.get_running_loop()
         self._settled: asyncio.Future[None] = self._loop.create_future()
         self._info: dict[str, Any] = {
@@ -146,6 +142,7 @@ class StoreActor:
         except DataError as problem:
             self._settle(problem)
             return
+        self._reader = StoreReader(self._journal, self._positions, self._limits)
         self._full = self._journal.full
         identity = self._journal.identity
         settle_process()
@@ -232,9 +229,9 @@ class StoreActor:
             connection.reply(request, sorted(self._positions))
         elif say == Say.INSPECT and len(arguments) == 1 and arguments[0] in range(self._config.partitions):
             connection.reply(request, list(self._state.view(arguments[0])))
-        elif say in (Say.FRAMES, Say.SESSIONS, Say.RUNS, Say.RECALL):
-            read = self._reading(Say(say), arguments)
-            answer_later(connection, request, lambda: self._in_reader(read))
+        elif say in READS and (reader := self._reader) is not None:
+            read = reader.reading(say, arguments)
+            answer_later(connection, request, lambda: reader.answer(read))
         else:
             raise ProtocolError(f"a store knows no request {say} of this shape")
 
@@ -302,77 +299,3 @@ class StoreActor:
         self._full = True
         for source, _, _ in tells:
             source.close(f"{self._config.name} has a full disk: nothing of this was stored")
-
-    # ------------------------------------------------------------------ reading
-
-    async def _in_reader(self, read: Callable[[], Any]) -> Any:
-        return await self._loop.run_in_executor(self._reader, read)
-
-    def _reading(self, say: Say, arguments: list[Any]) -> Callable[[], Any]:
-        """What to run in the reader's thread."""
-        match say, arguments:
-            case Say.FRAMES, [int(partition), int(first), int(last)]:
-                return lambda: self._read_frames(partition, first, last)
-            case Say.SESSIONS, [int(partition), int(upto), int(session_at), int(sender_at)]:
-                page_bytes = self._limits.history_bytes_max
-                return lambda: self._index(partition, upto).state(session_at, sender_at, page_bytes)
-            case Say.RUNS, [int(partition), int(upto), str(session), int(after), int(limit)]:
-                bytes_max = self._limits.history_bytes_max
-                return lambda: self._index(partition, upto).runs(
-                    session, after, limit, bytes_max, lambda place: self._read_record(partition, place)
-                )
-            case Say.RECALL, [int(partition), int(upto), str(session), str(sender_id), int(first_n), int(last_n)]:
-                return lambda: self._index(partition, upto).recall(
-                    session, sender_id, first_n, last_n, lambda place: self._read_record(partition, place)
-                )
-        raise ProtocolError(f"a request {say.name} of unknown shape")
-
-    def _index(self, partition: int, upto: int) -> StoreIndex:
-        """The partition's index, with every frame up to `upto`, which its writer vouches for."""
-        index = self._indexes.setdefault(partition, StoreIndex())
-        if upto > len(self._positions.get(partition, ())):
-            raise Unavailable(f"{self._config.name} does not hold frame {upto} of partition {partition} yet: ask again")
-        index.catch_up(upto, lambda i: self._read_frame(partition, i))
-        return index
-
-    def _read_frame(self, partition: int, index: int) -> bytes:
-        assert self._journal is not None
-        return self._journal.read(self._positions[partition][index - 1])
-
-    def _read_record(self, partition: int, place: Place) -> bytes:
-        assert self._journal is not None
-        position = self._positions[partition][place.frame_index - 1]
-        return self._journal.read_part(position, place.offset, place.size, place.crc)
-
-    def _read_frames(self, partition: int, first: int, last: int) -> list[bytes]:
-        frames: list[bytes] = []
-        size = 0
-        positions = self._positions.get(partition, [])
-        for index in range(max(1, first), min(last, len(positions)) + 1):
-            size += positions[index - 1].size
-            if frames and size > self._limits.frame_bytes_max:
-                break
-            frames.append(self._read_frame(partition, index))
-        return frames
-
-
-async def listen_preferring(server: Server, address: str) -> None:
-    """Listen at `address`, or at any port of its host when that one is taken."""
-    try:
-        await server.listen(address)
-    except OSError:
-        await server.listen(address.rpartition(":")[0] + ":0")
-
-
-def answer_later(connection: Connection, request: int, work: Callable[[], Any]) -> None:
-    """Answer a request with what `work` gives; what it raises on purpose becomes a refusal."""
-
-    async def answer() -> None:
-        try:
-            connection.reply(request, await work())
-        except Corrupt as error:
-            connection.refuse(request, Code.CORRUPT, str(error))
-        except TrilogueError as error:
-            connection.refuse(request, Code.UNAVAILABLE, str(error))
-
-    spawn(answer(), "answer")

@@ -19,7 +19,6 @@ import itertools
 import logging
 import secrets
 import socket
-import ssl
 import struct
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -361,7 +360,6 @@ async def connect(
     on_message: OnMessage,
     on_closed: OnClosed,
     limits: Limits = DEFAULT_LIMITS,
-    tls: ssl.SSLContext | None = None,
 ) -> Connection:
     """An authenticated connection to `address`. Raises `Unavailable`, `NotAuthorized` or `ProtocolError`.
 
@@ -377,9 +375,7 @@ async def connect(
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(limits.handshake_timeout_ms / 1000):
-            _, connection = await loop.create_connection(
-                lambda: Connection(token, on_message, closed, limits), host, port, ssl=tls
-            )
+            _, connection = await loop.create_connection(lambda: Connection(token, on_message, closed, limits), host, port)
     except TimeoutError:
         raise Unavailable(f"{address} does not answer: is the system up? `trilogue status` tells") from None
     except OSError as error:
@@ -394,57 +390,3 @@ async def connect(
     if connection.closed:
         raise Unavailable(f"the connection to {address} ended at once: try again")
     return connection
-
-
-class Server:
-    """Accepts connections at one address. `on_message` is only ever called for peers that know the token."""
-
-    def __init__(
-        self,
-        token: str,
-        info: dict[str, Any],
-        on_message: OnMessage,
-        on_opened: Callable[[Connection], None],
-        on_closed: OnClosed,
-        limits: Limits,
-    ) -> None:
-        self.address = ""
-        self.connections: set[Connection] = set()
-        self._pending: set[Connection] = set()
-        self._make = (token, info, limits)
-        self._on_message, self._on_opened, self._on_closed = on_message, on_opened, on_closed
-        self._server: asyncio.Server | None = None
-
-    async def listen(self, address: str, tls: ssl.SSLContext | None = None) -> None:
-        """Bind to "host:port" (port 0: any). Raises `OSError` when the port is taken."""
-        host, port = split_address(address)
-        self._server = await asyncio.get_running_loop().create_server(self._connection, host, port, ssl=tls)
-        self.address = join_address(host, self._server.sockets[0].getsockname()[1])
-
-    async def close(self) -> None:
-        """Stop listening, and end every connection."""
-        if self._server is not None:
-            self._server.close()
-        for connection in [*self.connections, *self._pending]:
-            connection.close("this actor ends")
-
-    def _connection(self) -> Connection:
-        token, info, limits = self._make
-        connection = Connection(token, self._on_message, self._closed, limits, info)
-        self._pending.add(connection)
-        if len(self._pending) + len(self.connections) > limits.connections_max:
-            asyncio.get_running_loop().call_soon(connection.close, f"over {limits.connections_max} connections here")
-        connection.authenticated.add_done_callback(lambda future: self._opened(connection, future))
-        return connection
-
-    def _opened(self, connection: Connection, future: asyncio.Future[None]) -> None:
-        self._pending.discard(connection)
-        if future.exception() is None and not connection.closed:
-            self.connections.add(connection)
-            self._on_opened(connection)
-
-    def _closed(self, connection: Connection, reason: str) -> None:
-        self._pending.discard(connection)
-        if connection in self.connections:
-            self.connections.discard(connection)
-            self._on_closed(connection, reason)

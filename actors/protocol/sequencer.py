@@ -17,109 +17,34 @@ frames' bytes, stores, connections or clocks: `now_us` is told. Rules, in the or
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
-from trilogue.actors.protocol.errors import ProtocolError, UsageError
+from trilogue.actors.protocol.errors import UsageError
 from trilogue.actors.protocol.ids import check_sender_id, check_session, partition_of
 from trilogue.actors.protocol.invariants import require
 from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import RUN, SKIP, Record, Run
+from trilogue.actors.protocol.submissions import (
+    Answered,
+    Effect,
+    Event,
+    FrameCommitted,
+    GivenUp,
+    Readable,
+    Recall,
+    Recalled,
+    Refusal,
+    Refused,
+    Retry,
+    Source,
+    Submitted,
+)
 from trilogue.actors.protocol.vocabulary import Code
 
 RECORD_OVERHEAD_BYTES = 640
 MESSAGE_OVERHEAD_BYTES = 16
 """What a record and each of its messages take in a frame beside the bodies, at most: two names of 255 bytes, numbers, times."""
-
-Source = Hashable
-"""Whoever submitted: opaque here, a connection in production."""
-
-
-class Submitted(NamedTuple):
-    """Runs as they came: [session, sender_id, first_n, [sent_at_us …], [body …]]. Their shape was checked by `check_run`."""
-
-    source: Source
-    runs: list[list[Any]]
-    now_us: int
-
-
-class GivenUp(NamedTuple):
-    """Numbers whose messages will never come: [session, sender_id, n]."""
-
-    source: Source
-    numbers: list[list[Any]]
-    now_us: int
-
-
-class FrameCommitted(NamedTuple):
-    """The frame that `cut_frame` made for this index, and all before it, are on every store."""
-
-    upto: int
-
-
-class Recalled(NamedTuple):
-    """What the log holds of a retry's numbers, in the order of n; None when no store could be asked."""
-
-    retry: Retry
-    records: list[Record] | None
-
-
-class Refusal(NamedTuple):
-    """Nothing of this run was stored."""
-
-    session: str
-    sender_id: str
-    first_n: int
-    messages: int
-    code: int
-    text: str
-    expected_n: int
-
-
-class Answered(NamedTuple):
-    """Runs that are stored: [session, sender_id, first_n, count, first_seq, duplicate] (first_seq 0: a skip)."""
-
-    source: Source
-    acks: list[tuple[str, str, int, int, int, bool]]
-
-
-class Refused(NamedTuple):
-    """Runs of which nothing was stored."""
-
-    source: Source
-    refusals: list[Refusal]
-
-
-class Recall(NamedTuple):
-    """Read what the log holds of the retry's numbers; everything numbered before it is committed."""
-
-    retry: Retry
-
-
-class Readable(NamedTuple):
-    """Runs that readers may see from now on, in seq order within each session."""
-
-    runs: list[Run]
-
-
-class Retry(NamedTuple):
-    """A run that was submitted before."""
-
-    source: Source
-    session: str
-    sender_id: str
-    first_n: int
-    bodies: list[bytes] | list[None]  # None: the sender gives the number up
-
-    @property
-    def last_n(self) -> int:
-        """The last of its numbers."""
-        return self.first_n + len(self.bodies) - 1
-
-
-Event = Submitted | GivenUp | FrameCommitted | Recalled
-Effect = Answered | Refused | Recall | Readable
 
 
 class SessionState:
@@ -131,19 +56,6 @@ class SessionState:
         self.last_seq = last_seq
         self.committed_seq = last_seq
         self.last_n: dict[str, int] = last_n if last_n is not None else {}
-
-
-def check_run(run: Any, run_messages_max: int) -> None:
-    """Raise `ProtocolError` unless `run` has a submitted run's shape. Says nothing of names and bodies' sizes."""
-    if type(run) is list and len(run) == 5:
-        session, sender_id, first_n, sent_at_us, bodies = run
-        if (
-            type(session) is str and type(sender_id) is str and type(first_n) is int and first_n > 0
-            and type(sent_at_us) is list and type(bodies) is list and 0 < len(bodies) == len(sent_at_us) <= run_messages_max
-            and {*map(type, bodies)} == {bytes} and {*map(type, sent_at_us)} == {int}
-        ):  # fmt: skip
-            return
-    raise ProtocolError("a submitted run has an unknown shape")
 
 
 class Sequencer:

@@ -18,8 +18,8 @@ from trilogue.actors.protocol.errors import ProtocolError, TrilogueError, Unavai
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.pump import guarded, settle_process, spawn
-from trilogue.actors.store_actor import answer_later, listen_preferring
-from trilogue.actors.wire import Connection, Refused, Server, connect, join_address
+from trilogue.actors.server import Server, answer_later, listen_preferring
+from trilogue.actors.wire import Connection, Refused, connect, join_address
 from trilogue.cluster.settings.config import SUPERVISOR, Desired, session_names, store_names
 from trilogue.cluster.settings.files import read_json
 from trilogue.cluster.settings.runfile import read_run_file

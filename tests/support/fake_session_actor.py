@@ -14,7 +14,8 @@ from typing import Any
 
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.vocabulary import Code, Say
-from trilogue.actors.wire import Connection, Server
+from trilogue.actors.server import Server
+from trilogue.actors.wire import Connection
 
 TOKEN = "a token for tests"
 DEADLINE_S = 20.0

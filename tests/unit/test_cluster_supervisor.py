@@ -12,7 +12,8 @@ import pytest
 from trilogue.actors.protocol.errors import Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.actors.wire import Connection, Refused, Server
+from trilogue.actors.server import Server
+from trilogue.actors.wire import Connection, Refused
 from trilogue.cluster.commands.streams import connection_to
 from trilogue.cluster.on_ray import supervisor as module
 from trilogue.cluster.on_ray.supervisor import Supervisor

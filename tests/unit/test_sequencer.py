@@ -15,7 +15,8 @@ from trilogue.actors.protocol.ids import partition_of
 from trilogue.actors.protocol.invariants import InvariantBroken
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, KIB, Limits
 from trilogue.actors.protocol.messages import RUN, SKIP, Record, pack_records, unpack_records
-from trilogue.actors.protocol.sequencer import (
+from trilogue.actors.protocol.sequencer import Sequencer
+from trilogue.actors.protocol.submissions import (
     Answered,
     FrameCommitted,
     GivenUp,
@@ -24,7 +25,6 @@ from trilogue.actors.protocol.sequencer import (
     Recalled,
     Refused,
     Retry,
-    Sequencer,
     Submitted,
     check_run,
 )

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from trilogue.actors.protocol.errors import NotAuthorized, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, KIB, Limits
 from trilogue.actors.protocol.vocabulary import Code, Say
-from trilogue.actors.wire import MAGIC, VERSION, Connection, Refused, Server, connect, join_address, pack, split_address
+from trilogue.actors.server import Server
+from trilogue.actors.wire import MAGIC, VERSION, Connection, Refused, connect, join_address, pack, split_address
 
 TOKEN = "the token"
 DEADLINE_S = 20

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from simulated.story import STORES
 from trilogue.actors.protocol.log import Committed, LogWriter, SendFrames
-from trilogue.actors.protocol.sequencer import Answered, Recall, Refusal, Refused, Sequencer
+from trilogue.actors.protocol.sequencer import Sequencer
 from trilogue.actors.protocol.store import Fence, StoreState, Tell, WriteFence
+from trilogue.actors.protocol.submissions import Answered, Recall, Refusal, Refused
 from trilogue.actors.protocol.takeover import Takeover
 from trilogue.actors.protocol.vocabulary import Code, Say
 

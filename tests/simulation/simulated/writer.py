@@ -23,7 +23,8 @@ from trilogue.actors.protocol.log import (
     Stored,
 )
 from trilogue.actors.protocol.messages import pack_records, unpack_record
-from trilogue.actors.protocol.sequencer import (
+from trilogue.actors.protocol.sequencer import Sequencer
+from trilogue.actors.protocol.submissions import (
     Answered,
     FrameCommitted,
     GivenUp,
@@ -31,7 +32,6 @@ from trilogue.actors.protocol.sequencer import (
     Recalled,
     Refused,
     Retry,
-    Sequencer,
     Submitted,
     check_run,
 )

@@ -1,0 +1,115 @@
+"""What is asked of a sequencer, and what it answers: its events and effects, and the shape of a submitted run.
+
+Owns shapes only. It must not know the rules by which they are answered (``sequencer``). Invariant: what passed `check_run` can
+be taken apart without a further look at its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+from trilogue.actors.protocol.errors import ProtocolError
+from trilogue.actors.protocol.messages import Record, Run
+
+Source = Hashable
+"""Whoever submitted: opaque here, a connection in production."""
+
+
+class Submitted(NamedTuple):
+    """Runs as they came: [session, sender_id, first_n, [sent_at_us …], [body …]]. Their shape was checked by `check_run`."""
+
+    source: Source
+    runs: list[list[Any]]
+    now_us: int
+
+
+class GivenUp(NamedTuple):
+    """Numbers whose messages will never come: [session, sender_id, n]."""
+
+    source: Source
+    numbers: list[list[Any]]
+    now_us: int
+
+
+class FrameCommitted(NamedTuple):
+    """The frame that `cut_frame` made for this index, and all before it, are on every store."""
+
+    upto: int
+
+
+class Recalled(NamedTuple):
+    """What the log holds of a retry's numbers, in the order of n; None when no store could be asked."""
+
+    retry: Retry
+    records: list[Record] | None
+
+
+class Refusal(NamedTuple):
+    """Nothing of this run was stored."""
+
+    session: str
+    sender_id: str
+    first_n: int
+    messages: int
+    code: int
+    text: str
+    expected_n: int
+
+
+class Answered(NamedTuple):
+    """Runs that are stored: [session, sender_id, first_n, count, first_seq, duplicate] (first_seq 0: a skip)."""
+
+    source: Source
+    acks: list[tuple[str, str, int, int, int, bool]]
+
+
+class Refused(NamedTuple):
+    """Runs of which nothing was stored."""
+
+    source: Source
+    refusals: list[Refusal]
+
+
+class Recall(NamedTuple):
+    """Read what the log holds of the retry's numbers; everything numbered before it is committed."""
+
+    retry: Retry
+
+
+class Readable(NamedTuple):
+    """Runs that readers may see from now on, in seq order within each session."""
+
+    runs: list[Run]
+
+
+class Retry(NamedTuple):
+    """A run that was submitted before."""
+
+    source: Source
+    session: str
+    sender_id: str
+    first_n: int
+    bodies: list[bytes] | list[None]  # None: the sender gives the number up
+
+    @property
+    def last_n(self) -> int:
+        """The last of its numbers."""
+        return self.first_n + len(self.bodies) - 1
+
+
+Event = Submitted | GivenUp | FrameCommitted | Recalled
+Effect = Answered | Refused | Recall | Readable
+
+
+def check_run(run: Any, run_messages_max: int) -> None:
+    """Raise `ProtocolError` unless `run` has a submitted run's shape. Says nothing of names and bodies' sizes."""
+    if type(run) is list and len(run) == 5:
+        session, sender_id, first_n, sent_at_us, bodies = run
+        if (
+            type(session) is str and type(sender_id) is str and type(first_n) is int and first_n > 0
+            and type(sent_at_us) is list and type(bodies) is list and 0 < len(bodies) == len(sent_at_us) <= run_messages_max
+            and {*map(type, bodies)} == {bytes} and {*map(type, sent_at_us)} == {int}
+        ):  # fmt: skip
+            return
+    raise ProtocolError("a submitted run has an unknown shape")

@@ -49,8 +49,8 @@ def disk_error(error: OSError, what: str) -> JournalFull | JournalBroken:
 def corrupt(path: Path, offset: int, what: str) -> Corrupt:
     """The error for damage, in one line that says what to do."""
     return Corrupt(
-        f"{path} is damaged at byte {offset}: {what}; do not use this store, and keep its directory as it is: "
-        "its peers hold the same messages"
+        f"{path} is damaged at byte {offset}: {what}; do not use this store, and keep its directory: "
+        "once that is moved away, the store is filled from a peer that is whole"
     )
 
 

@@ -108,7 +108,7 @@ def open_identity(directory: Path, *, cluster: str, log_id: int, fresh_store: st
         if numbers:
             raise Corrupt(
                 f"{directory} holds {len(numbers)} journal files but no store.json: do not use this store, "
-                "and keep its directory as it is: its peers hold the same messages"
+                "and keep its directory: once that is moved away, the store is filled from a peer that is whole"
             ) from None
         identity = Identity(fresh_store, 0, cluster, log_id)
         try:

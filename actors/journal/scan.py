@@ -277,7 +277,7 @@ class Scanner:
             raise Corrupt(
                 f"{file.path} knows incarnation {incarnation} at byte {offset}, but store.json says "
                 f"{self.identity.incarnation}: it was replaced by an older one; "
-                "do not use this store, and keep its directory as it is"
+                "do not use this store, and keep its directory"
             )
         if incarnation > self.incarnation:
             if self.incarnation:

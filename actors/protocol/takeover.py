@@ -116,7 +116,6 @@ class Takeover:
         self._last_index = 0
         self._last_crc = 0
         self._matches: dict[str, int] = {}
-        self._page: list[bytes] = []
         self._copied = 0
         self._copied_crc: int | None = None
 
@@ -231,7 +230,6 @@ class Takeover:
             if before is not None and header.prev_crc != before:
                 raise ProtocolError(f"{self._source} gave frame {header.index}, which does not chain")
             headers.append(header)
-        self._page = frames
         self._copied = first + len(frames) - 1
         self._copied_crc = headers[-1].header_crc
         effects: list[Effect] = []

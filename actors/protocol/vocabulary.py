@@ -8,7 +8,7 @@ Numbers are never given a second meaning.
     ------------   -------------------------------------------------------------------------------------------
     anyone         REPLY      [id, 0, value]  or  [id, code, text]                      the answer to a request
     anyone to all  PING       [id]                                                      -> [role, name]
-                   WHERE      [id]                                                      -> a Route as a map
+                   WHERE      [id]                                                      -> a map: where partitions are
                    STATUS     [id]                                                      -> a map for people
                    GOODBYE    [text]                                                    why this connection ends
     SessionActor   OPEN       [partition, epoch, copies, body_bytes_max]                submit now, in this epoch
@@ -117,14 +117,6 @@ class Code(IntEnum):
     def final(self) -> bool:
         """Whether the same request can never succeed."""
         return self >= Code.CONFLICTING_RETRY
-
-
-class Route(NamedTuple):
-    """Where partitions are, as the stores' fences say: `writers` maps a partition to (epoch, "host:port")."""
-
-    cluster: str
-    partitions: int
-    writers: dict[int, tuple[int, str]]
 
 
 class TailEntry(NamedTuple):

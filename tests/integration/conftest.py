@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+
+from local_system import waiting
 
 PARTITIONS = 2
 COME_BACK_S = 30.0
@@ -62,13 +63,7 @@ def kill(system: Any) -> Callable[[str], int]:
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = COME_BACK_S) -> Any:
     """The first true value of `condition`, which is asked until a deadline; fails with `what` after it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if value := condition():
-            return value
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
+    return waiting.eventually(condition, seconds, what)
 
 
 def back(system: Any, name: str, former_pid: int) -> Callable[[], bool]:

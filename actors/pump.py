@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, NoReturn, TypeVarTuple
 
 from trilogue.actors.protocol.errors import ProtocolError
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_CODE = 70
 THREAD_SWITCH_S = 0.0005
-Parameters = ParamSpec("Parameters")
+Arguments = TypeVarTuple("Arguments")
 _tasks: set[asyncio.Task[Any]] = set()
 
 
@@ -32,13 +32,13 @@ def end_process(reason: str) -> NoReturn:
     os._exit(EXIT_CODE)
 
 
-def guarded(function: Callable[Parameters, None]) -> Callable[Parameters, None]:
+def guarded(function: Callable[[*Arguments], None]) -> Callable[[*Arguments], None]:
     """`function`, ending the process on any exception but `ProtocolError`, which is the peer's fault."""
 
     @functools.wraps(function)
-    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+    def run(*args: *Arguments) -> None:
         try:
-            function(*args, **kwargs)
+            function(*args)
         except ProtocolError:
             raise
         except Exception as error:

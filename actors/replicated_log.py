@@ -31,7 +31,6 @@ from trilogue.actors.protocol.log import (
     MemberBack,
     MemberLost,
     NotStored,
-    Proposed,
     SendFrames,
     Stored,
 )
@@ -75,7 +74,7 @@ class LogOwner(Protocol):
 
 
 class ReplicatedLog:
-    """The log of one partition: `start` it, then `propose` while it `has_room`."""
+    """The log of one partition: `start` it, then `propose` while there is a `next_index`."""
 
     def __init__(self, config: SessionConfig, book: AddressBook, owner: LogOwner, own_address: Callable[[], str]) -> None:
         self._config, self._book, self._owner, self._own_address = config, book, owner, own_address
@@ -86,6 +85,8 @@ class ReplicatedLog:
         self._takeover: Takeover | None = None
         self._log: LogWriter | None = None
         self.writer = ""
+        self.epoch = 0  # of this writer; 0 before it has one
+        self.copies = len(config.stores)  # on how many stores a committed frame is
         self._on_message = guarded(self._message)
 
     def start(self) -> None:
@@ -95,30 +96,15 @@ class ReplicatedLog:
             spawn(self._keep_connected(store), f"connection to {store}")
 
     @property
-    def epoch(self) -> int:
-        """The epoch of this writer; 0 before it has one."""
-        return self._log.epoch if self._log is not None else 0
-
-    @property
     def committed(self) -> int:
         """Up to which frame everything is on every store."""
         return self._log.committed if self._log is not None else 0
 
     @property
     def next_index(self) -> int:
-        """The index that the next proposed frame gets."""
-        assert self._log is not None
-        return self._log.last_index + 1
-
-    @property
-    def copies(self) -> int:
-        """On how many stores a committed frame is."""
-        return len(self._config.stores)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a frame may be proposed now."""
-        return self._log is not None and self._log.has_room
+        """The index that a frame gets which is proposed now; 0 when none may be."""
+        log = self._log
+        return log.last_index + 1 if log is not None and log.has_room else 0
 
     @property
     def store_addresses(self) -> list[str]:
@@ -127,7 +113,9 @@ class ReplicatedLog:
 
     def propose(self, payload: bytes, count: int) -> None:
         """Make `payload` the next frame and send it to every store."""
-        self._feed_log(Proposed(payload, count))
+        log = self._log
+        assert log is not None
+        self._send(log.epoch, log.connected, log.propose(payload, count))
 
     def idle(self) -> None:
         """Nothing has been waiting for a while: let the stores know what is committed."""
@@ -275,7 +263,8 @@ class ReplicatedLog:
                 case Fetch(store, first, last):
                     spawn(self._do_fetch(takeover, store, first, last), f"frames of {store}")
                 case SendFrames(stores, frames):
-                    self._send(takeover.epoch, stores, frames)
+                    for frame in frames:
+                        self._send(takeover.epoch, stores, frame)
                 case TakenOver():
                     self._takeover = None
                     spawn(self._open(effect), "opening")
@@ -293,6 +282,7 @@ class ReplicatedLog:
     async def _open(self, taken: TakenOver) -> None:
         await self._owner.log_is_taken(taken)
         self._log = taken.log
+        self.epoch = taken.log.epoch
         spawn(self._watch(taken.log.epoch), "watch over the epoch")
         # A store may have been lost and be back since it was made equal: each says once more what it holds.
         for store, connection in list(self._connections.items()):
@@ -348,38 +338,47 @@ class ReplicatedLog:
             connection.close(reason)
 
     def _feed_log(self, event: Any) -> None:
-        """Carry one event to the log writer, and its effects out. The hot path: a few calls for each frame."""
+        """Carry one event to the log writer, and its effects out. What happens to every frame does not come by here."""
         log = self._log
         assert log is not None
         for effect in log.handle(event):
-            if isinstance(effect, SendFrames):
-                self._send(log.epoch, effect.stores, effect.frames)
-            elif isinstance(effect, Committed):
-                self._owner.log_committed(effect.upto)
-            else:
-                end_process(f"partition {self._config.partition}, epoch {log.epoch}: {effect.text}")
+            match effect:
+                case SendFrames(stores, frames):
+                    for frame in frames:
+                        self._send(log.epoch, stores, frame)
+                case Committed(upto):
+                    self._owner.log_committed(upto)
+                case Ended(text):
+                    end_process(f"partition {self._config.partition}, epoch {log.epoch}: {text}")
 
-    def _send(self, epoch: int, stores: tuple[str, ...], frames: list[bytes]) -> None:
-        for frame in frames:  # one at a time: together they could be beyond what the wire takes
-            packed = pack([APPEND, self._config.partition, epoch, self.writer, [frame]])
-            for store in stores:
-                connection = self._connections.get(store)
-                if connection is not None:
-                    connection.send_packed(packed)
+    def _send(self, epoch: int, stores: tuple[str, ...], frame: bytes) -> None:
+        """One frame, never several: together they could be beyond what the wire takes."""
+        packed = pack([APPEND, self._config.partition, epoch, self.writer, [frame]])
+        for store in stores:
+            connection = self._connections.get(store)
+            if connection is not None:
+                connection.send_packed(packed)
 
     def _message(self, connection: Connection, message: list[Any]) -> None:
         store = connection.peer_info.get("name", "?")
-        event: Any
+        if message[0] == STORED and len(message) == 5:  # 0.9 µs; with `case [int(), …]` it took 3.0: the pattern alone takes 2
+            _, partition, epoch, index, crc = message
+            if type(partition) is int and type(epoch) is int and type(index) is int and type(crc) is int:
+                if (log := self._log) is None:
+                    self._feed(Stored(store, epoch, index, crc))
+                elif upto := log.stored(store, epoch, index, crc):
+                    self._owner.log_committed(upto)
+                return
         match message:
-            case [say, int(), int(epoch), int(index), int(crc)] if say == STORED:
-                event = Stored(store, epoch, index, crc)
             case [Say.NOT_STORED, int(), int(epoch), int(code), str(text)]:
-                event = NotStored(store, epoch, Code(code), text)
                 if code == Code.FULL:
                     self._note(store, text)
                     self._drop(store, text)
+                self._feed(NotStored(store, epoch, Code(code), text))
             case _:
                 raise ProtocolError(f"{store} said something of unknown shape")
+
+    def _feed(self, event: Stored | NotStored) -> None:
         if self._log is not None:
             self._feed_log(event)
         elif self._takeover is not None:

@@ -25,15 +25,12 @@ from trilogue.actors.protocol.sequencer import Sequencer
 from trilogue.actors.protocol.submissions import (
     Answered,
     Effect,
-    FrameCommitted,
     GivenUp,
     Readable,
-    Recall,
     Recalled,
     Refused,
     Retry,
-    Submitted,
-    check_run,
+    check_runs,
 )
 from trilogue.actors.protocol.subscriptions import (
     Committed,
@@ -154,10 +151,11 @@ class SessionActor:
 
     def log_committed(self, upto: int) -> None:
         """Frames are on every store: acks leave, readers are told, the next frames are cut."""
-        self._run_effects(self._sequencer.handle(FrameCommitted(upto)))
-        if self._sequencer.waiting:
+        sequencer = self._sequencer
+        self._run_effects(sequencer.committed(upto))
+        if sequencer.waiting_bytes:
             self._schedule_cut()
-        else:
+        elif self._idle is None:
             self._schedule_idle()
 
     # ------------------------------------------------------------------ frames
@@ -171,8 +169,8 @@ class SessionActor:
         """Frame what waits while the window has room."""
         self._cut_is_due = False
         sequencer, log = self._sequencer, self._log
-        while sequencer.waiting and log.has_room:
-            records = sequencer.cut_frame(log.next_index)
+        while sequencer.waiting_bytes and (index := log.next_index):
+            records = sequencer.cut_frame(index)
             log.propose(pack_records(records), len(records))
         waits = sequencer.waiting_bytes
         if waits > self._limits.waiting_bytes_max and not self._paused:
@@ -190,7 +188,7 @@ class SessionActor:
 
     def _on_idle(self) -> None:
         self._idle = None
-        if self._open and not self._sequencer.waiting and self._log.has_room:
+        if self._open and not self._sequencer.waiting_bytes and self._log.next_index:
             self._log.idle()
 
     # ------------------------------------------------------------------ clients
@@ -214,12 +212,15 @@ class SessionActor:
     def _on_message(self, connection: Connection, message: list[Any]) -> None:
         say = message[0]
         if say == SUBMIT and len(message) == 2 and type(message[1]) is list:
-            for run in message[1]:
-                check_run(run, self._limits.run_messages_max)
+            runs = message[1]
+            check_runs(runs, self._limits.run_messages_max)
             if not self._open:
                 raise ProtocolError(f"partition {self._config.partition} is not open: wait for OPEN before you submit")
-            self._run_effects(self._sequencer.handle(Submitted(connection, message[1], time.time_ns() // 1000)))
-            self._schedule_cut()
+            if effects := self._sequencer.submit(connection, runs, time.time_ns() // 1000):
+                self._run_effects(effects)
+            if not self._cut_is_due:  # `_schedule_cut` without its call: 0.1 µs, in cold caches 0.3
+                self._cut_is_due = True
+                self._loop.call_soon(self._cut)
             return
         match message:
             case [Say.CREDIT, int(number), int(messages)] if 0 < messages <= self._limits.credit_messages_max:
@@ -352,18 +353,18 @@ class SessionActor:
 
     def _run_effects(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
-            match effect:
-                case Answered(source, acks):
-                    assert isinstance(source, Connection)
-                    source.send([ACKED, self._log.epoch, self._log.copies, acks])
-                case Readable(runs):
-                    if not self._subscriptions.empty:
-                        self._tell_readers(runs)
-                case Refused(source, refusals):
-                    assert isinstance(source, Connection)
-                    source.send([Say.REFUSED, self._log.epoch, refusals])
-                case Recall(retry):
-                    spawn(self._recall(retry), "recall")
+            if isinstance(effect, Answered):
+                source, acks = effect
+                assert isinstance(source, Connection)
+                source.send([ACKED, self._log.epoch, self._log.copies, acks])
+            elif isinstance(effect, Readable):
+                if not self._subscriptions.empty:
+                    self._tell_readers(effect.runs)
+            elif isinstance(effect, Refused):
+                assert isinstance(effect.source, Connection)
+                effect.source.send([Say.REFUSED, self._log.epoch, effect.refusals])
+            else:
+                spawn(self._recall(effect.retry), "recall")
 
     def _tell_readers(self, runs: list[Run]) -> None:
         for run in runs:

@@ -56,6 +56,9 @@ from trilogue.actors.wire import Connection
 
 LOCK_RETRY_S = 0.1
 ROOM_CHECK_S = 1.0
+_APPEND_TYPES = [int, int, int, str, list]
+_FRAMES_TYPES = {bytes}  # there is a frame, and all are bytes
+_new = tuple.__new__
 
 
 class StoreActor:
@@ -64,6 +67,7 @@ class StoreActor:
     def __init__(self, config: StoreConfig) -> None:
         self._config = config
         self._limits = config.limits
+        self._partitions = config.partitions
         self._state = StoreState(config.log_id, config.limits)
         self._positions: dict[int, list[Position]] = {}
         self._journal: Journal | None = None
@@ -196,8 +200,13 @@ class StoreActor:
 
     def _on_message(self, connection: Connection, message: list[Any]) -> None:
         if message[0] == APPEND:
-            self._on_append(connection, message)
-            return
+            # No `match`: in Python 3.11 each `int(…)` or `str(…)` of a pattern costs 0.6 µs, this shape 3 µs instead of 0.4.
+            if [*map(type, message)] == _APPEND_TYPES:
+                _, partition, epoch, writer, frames = message
+                if 0 <= partition < self._partitions and {*map(type, frames)} == _FRAMES_TYPES:
+                    self._decide(_new(AppendAsked, (connection, partition, epoch, writer, frames)))
+                    return
+            raise ProtocolError("an append of unknown shape")
         match message:
             case [Say.FENCE, int(request), int(partition), int(epoch), str(writer), str(address)]:
                 if 0 <= partition < self._config.partitions and epoch > 0:
@@ -207,14 +216,6 @@ class StoreActor:
                 self._on_request(connection, message[0], request, arguments)
                 return
         raise ProtocolError("a message of unknown shape to a store")
-
-    def _on_append(self, connection: Connection, message: list[Any]) -> None:
-        match message:
-            case [_, int(partition), int(epoch), str(writer), [*frames]] if 0 <= partition < self._config.partitions:
-                if frames and {*map(type, frames)} == {bytes}:
-                    self._decide(AppendAsked(connection, partition, epoch, writer, frames))
-                    return
-        raise ProtocolError("an append of unknown shape")
 
     def _on_request(self, connection: Connection, say: int, request: int, arguments: list[Any]) -> None:
         if say == Say.PING:
@@ -290,7 +291,12 @@ class StoreActor:
                 return
             for write, position in zip(writes, positions, strict=True):
                 if isinstance(write, WriteFrame):
-                    self._place(write.partition, write.frame_index, position)
+                    partition, index = write.partition, write.frame_index
+                    places = self._positions.get(partition)
+                    if places is not None and len(places) == index - 1:
+                        places.append(position)
+                    else:
+                        self._place(partition, index, position)
         for source, message, _ in tells:
             source.send(message)
 

@@ -1,11 +1,11 @@
 """Framed, authenticated connections between processes (design §12).
 
-Owns the bytes between two processes: framing, the token challenge, requests and their replies, back-pressure. It must not
-know what is said (``protocol.vocabulary``), nor anything of Ray. Rules:
+Owns the bytes between two processes: framing, requests and their replies, back-pressure. It must not know what is said
+(``protocol.vocabulary``), how a peer proves itself (``handshake``), nor anything of Ray. Rules:
 
 1. A frame is ``magic u16 · version u8 · 0 u8 · length u32 · crc u32``, then a msgpack array. No length is believed
    beyond its bound, and none beyond `handshake_bytes_max` before the peer has proved that it knows the token.
-2. The token never travels: each side proves that it knows it by an HMAC over both sides' nonces, the acceptor last.
+2. Nothing that a peer says is handed on before it has proved that it knows the token.
 3. A malformed frame ends its connection with a reason (`GOODBYE`) and touches nothing else.
 4. Nothing is ever pickled.
 5. Whoever waits for an answer gets one: a lost connection fails its requests with `Unavailable`.
@@ -14,10 +14,8 @@ know what is said (``protocol.vocabulary``), nor anything of Ray. Rules:
 from __future__ import annotations
 
 import asyncio
-import hmac
 import itertools
 import logging
-import secrets
 import socket
 import struct
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from zlib import crc32
 
 import msgpack
 
+from trilogue.actors.handshake import VERSION, Handshake
 from trilogue.actors.protocol.errors import NotAuthorized, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.vocabulary import GOODBYE, REPLY, Code, Say
@@ -33,10 +32,11 @@ from trilogue.actors.protocol.vocabulary import GOODBYE, REPLY, Code, Say
 logger = logging.getLogger(__name__)
 
 MAGIC: Final = 0x4C54  # b"TL"
-VERSION: Final = 1
-NONCE_BYTES: Final = 32
 WRITE_BUFFER_BYTES_HIGH: Final = 4 * 1024 * 1024
-_PREFIX = struct.Struct("<HBBII")
+_MARK: Final = MAGIC | VERSION << 16  # magic, version and 0 as one number
+_PREFIX_BYTES: Final = 12
+_pack_prefix = struct.Struct("<III").pack
+_unpack_prefix = struct.Struct("<III").unpack_from
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _unpack = msgpack.unpackb
 
@@ -59,7 +59,8 @@ class Refused(Exception):
 def pack(message: list[Any]) -> bytes:
     """The bytes of one frame: for `Connection.send_packed`, when the same goes to many."""
     payload = _pack(message)
-    return b"".join((_PREFIX.pack(MAGIC, VERSION, 0, len(payload), crc32(payload)), payload))
+    packed: bytes = _pack_prefix(_MARK, len(payload), crc32(payload)) + payload
+    return packed
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -86,15 +87,11 @@ class Connection(asyncio.Protocol):
         self.closed = False
         self.writable = True
         self.authenticated: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._token = token.encode()
-        self._accepting = info is not None
-        self._info = info
-        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._handshake: Handshake | None = Handshake(token, info)  # until the peer has proved that it knows the token
         self._on_message = on_message
         self._on_closed = on_closed
         self._limits = limits
         self._bytes_max = limits.handshake_bytes_max
-        self._handle: Callable[[list[Any]], None] = self._on_answer if self._accepting else self._on_challenge
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._requests: dict[int, asyncio.Future[Any]] = {}
@@ -107,7 +104,8 @@ class Connection(asyncio.Protocol):
 
     def send(self, message: list[Any]) -> None:
         """Pack `message` and hand it to the socket. Never blocks; does nothing once the connection is closed."""
-        self.send_packed(pack(message))
+        if not self.closed and self._transport is not None:
+            self._transport.write(pack(message))
 
     def send_packed(self, packed: bytes) -> None:
         """Hand bytes made by `pack` to the socket."""
@@ -178,8 +176,8 @@ class Connection(asyncio.Protocol):
         if self.closed:  # refused before it was made
             transport.write(pack([Say.GOODBYE, self._reason]))
             transport.close()
-        elif self._accepting:
-            self.send([b"TRLG", VERSION, self._nonce])
+        elif self._handshake is not None and self._handshake.accepting:
+            self.send(self._handshake.challenge())
 
     def data_received(self, data: bytes) -> None:
         if self.closed:
@@ -193,8 +191,7 @@ class Connection(asyncio.Protocol):
             elif used:
                 del self._buffer[:used]
         else:
-            with memoryview(data) as view:
-                used = self._take(view)
+            used = self._take(memoryview(data))
             if used < len(data) and not self.closed:
                 self._buffer += data[used:]
 
@@ -214,35 +211,39 @@ class Connection(asyncio.Protocol):
         """Handle every whole frame in `view`; return how many bytes they took."""
         offset, size = 0, len(view)
         try:
-            while size - offset >= _PREFIX.size and not self.closed:
-                magic, version, zero, length, crc = _PREFIX.unpack_from(view, offset)
-                if magic != MAGIC or zero:
-                    raise ProtocolError(f"wrong magic {magic:#06x}: this is not the trilogue protocol")
-                if version != VERSION:
-                    raise ProtocolError(f"wire version {version} where {VERSION} is spoken: upgrade the older side")
+            while size - offset >= _PREFIX_BYTES and not self.closed:
+                mark, length, crc = _unpack_prefix(view, offset)
+                if mark != _MARK:
+                    raise _wrong_mark(mark)
                 if length > self._bytes_max:
                     raise ProtocolError(f"a frame of {length} bytes: {self._bytes_max} at most")
-                start = offset + _PREFIX.size
-                if size - start < length:
+                start = offset + _PREFIX_BYTES
+                end = start + length
+                if size < end:
                     break
-                payload = view[start : start + length]
+                payload = view[start:end]
                 if crc32(payload) != crc:
                     raise ProtocolError("a frame fails its CRC")
-                offset = start + length
-                self._handle(_parse(payload))
+                offset = end
+                try:
+                    message = _unpack(payload, strict_map_key=False)
+                except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+                    raise ProtocolError(f"a frame is not msgpack: {type(error).__name__}: {error}") from None
+                if type(message) is not list or not message or (type(message[0]) is not int and message[0] != b"TRLG"):
+                    raise ProtocolError("a frame is not an array that starts with what it says")
+                if self._handshake is not None:
+                    self._shake_hands(self._handshake, message)
+                elif message[0] == REPLY:
+                    self._on_reply(message)
+                elif message[0] == GOODBYE:
+                    self._reason = f"{self.peer} said: {' '.join(map(str, message[1:2]))}"
+                else:
+                    self._on_message(self, message)
         except ProtocolError as error:
             logger.warning("connection with %s ended: %s", self.peer, error)
             self._fail_authentication(error)
             self.close(str(error))
         return offset
-
-    def _on_established(self, message: list[Any]) -> None:
-        if message[0] == REPLY:
-            self._on_reply(message)
-        elif message[0] == GOODBYE:
-            self._reason = f"{self.peer} said: {' '.join(map(str, message[1:2]))}"
-        else:
-            self._on_message(self, message)
 
     def _on_reply(self, message: list[Any]) -> None:
         if len(message) != 4 or type(message[1]) is not int or type(message[2]) is not int:
@@ -257,60 +258,21 @@ class Connection(asyncio.Protocol):
         else:
             raise ProtocolError(f"a refusal of unknown code {message[2]}")
 
-    # ------------------------------------------------------------------ the challenge
+    # ------------------------------------------------------------------ the handshake
 
-    def _on_challenge(self, message: list[Any]) -> None:
-        """The connecting side: prove that we know the token, then see that the acceptor does."""
-        match message:
-            case [b"TRLG", int(), bytes(nonce)] if len(nonce) == NONCE_BYTES:
-                self._peer_nonce = nonce
-                self.send([b"TRLG", VERSION, self._nonce, self._proof(b"connector", nonce, self._nonce)])
-                self._handle = self._on_verdict
-            case [Say.GOODBYE, str(text)]:
-                self._on_goodbye(text)
-            case _:
-                raise ProtocolError("the peer's first frame is not a trilogue challenge")
-
-    def _on_answer(self, message: list[Any]) -> None:
-        """The accepting side: check the proof; only now are longer frames believed."""
-        match message:
-            case [b"TRLG", int(), bytes(nonce), bytes(proof)] if len(nonce) == NONCE_BYTES:
-                if not hmac.compare_digest(proof, self._proof(b"connector", self._nonce, nonce)):
-                    self.send([1, "the token is wrong: use the token file that `trilogue up` wrote"])
-                    raise ProtocolError("a connection with a wrong token")
-                self._established()
-                self.send([0, self._proof(b"acceptor", self._nonce, nonce), self._info])
-                self.authenticated.set_result(None)
-            case _:
-                raise ProtocolError("the answer to the challenge has an unknown shape")
-
-    def _on_verdict(self, message: list[Any]) -> None:
-        match message:
-            case [0, bytes(proof), dict(info)]:
-                if not hmac.compare_digest(proof, self._proof(b"acceptor", self._peer_nonce, self._nonce)):
-                    raise ProtocolError("the acceptor does not know the token: it is another system")
-                self.peer_info = info
-                self._established()
-                self.authenticated.set_result(None)
-            case [1, str(text)]:
-                self._fail_authentication(NotAuthorized(text))
-                self.close()
-            case [Say.GOODBYE, str(text)]:
-                self._on_goodbye(text)
-            case _:
-                raise ProtocolError("the verdict has an unknown shape")
-
-    def _on_goodbye(self, text: str) -> None:
-        self._fail_authentication(Unavailable(f"{self.peer} does not take this connection: {text}"))
-        self.close()
-
-    def _established(self) -> None:
-        self._timer.cancel()
-        self._bytes_max = self._limits.wire_bytes_max
-        self._handle = self._on_established
-
-    def _proof(self, role: bytes, acceptor_nonce: bytes, connector_nonce: bytes) -> bytes:
-        return hmac.digest(self._token, b"trilogue 1 " + role + acceptor_nonce + connector_nonce, "sha256")
+    def _shake_hands(self, handshake: Handshake, message: list[Any]) -> None:
+        try:
+            proven = handshake.take(message, self.send, self.peer)
+        except (NotAuthorized, Unavailable) as error:
+            self._fail_authentication(error)
+            self.close()
+            return
+        if proven:
+            self._handshake = None
+            self._timer.cancel()
+            self._bytes_max = self._limits.wire_bytes_max
+            self.peer_info = handshake.peer_info
+            self.authenticated.set_result(None)
 
     def _handshake_is_late(self) -> None:
         self._fail_authentication(Unavailable(f"{self.peer} did not finish the handshake: is it a trilogue actor?"))
@@ -343,14 +305,11 @@ class Connection(asyncio.Protocol):
         self._on_closed(self, reason)
 
 
-def _parse(payload: memoryview) -> list[Any]:
-    try:
-        message = _unpack(payload, use_list=True, raw=False, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise ProtocolError(f"a frame is not msgpack: {type(error).__name__}: {error}") from None
-    if type(message) is not list or not message or (type(message[0]) is not int and message[0] != b"TRLG"):
-        raise ProtocolError("a frame is not an array that starts with what it says")
-    return message
+def _wrong_mark(mark: int) -> ProtocolError:
+    magic, version, zero = mark & 0xFFFF, mark >> 16 & 0xFF, mark >> 24
+    if magic != MAGIC or zero:
+        return ProtocolError(f"wrong magic {magic:#06x}: this is not the trilogue protocol")
+    return ProtocolError(f"wire version {version} where {VERSION} is spoken: upgrade the older side")
 
 
 async def connect(

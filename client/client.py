@@ -91,7 +91,11 @@ class Client:
 
     async def send(self, session: str, body: bytes, *, sender: str | None = None) -> Ack:
         """As `post`, and wait for the Ack. Cancelling this only stops the waiting: the message is sent all the same."""
-        return await self.post(session, body, sender=sender)
+        if not self._desk.is_open:
+            self._desk.check_open()
+        future: asyncio.Future[Ack] = self._loop.create_future()
+        self._desk.hand_over(session, body, sender, future, True)
+        return await future
 
     async def drain(self) -> None:
         """Wait until there is room for a message of any size; after having been full, until the outbox is half empty."""

@@ -80,11 +80,10 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
-    """Write all the buffers at `offset`: one `pwritev` unless it is cut short. Raises `OSError`."""
-    left = sum(map(len, buffers))
+def write_all(fd: int, buffers: Sequence[Buffer], left: int, offset: int) -> None:
+    """Write all the buffers, which hold `left` bytes, at `offset`: one `pwritev` unless it is cut short. Raises `OSError`."""
     while left:
-        done = os.pwritev(fd, buffers[:IOVECS_MAX], offset)
+        done = os.pwritev(fd, buffers if len(buffers) <= IOVECS_MAX else buffers[:IOVECS_MAX], offset)
         if done == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         left -= done
@@ -113,7 +112,7 @@ def create_file(directory: Path, number: int, head: bytes, file_bytes: int) -> i
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.posix_fallocate(fd, 0, file_bytes)
-        write_all(fd, [head], 0)
+        write_all(fd, [head], len(head), 0)
         os.fsync(fd)
         os.rename(temporary, path)
     except OSError as error:

@@ -18,7 +18,6 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 from zlib import crc32
@@ -51,8 +50,10 @@ from trilogue.actors.journal.records import (
 from trilogue.actors.journal.scan import Scanner, Tail
 from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.frames import ALIGNMENT, decode_frame
-from trilogue.actors.protocol.invariants import require
+from trilogue.actors.protocol.invariants import require, violated
 from trilogue.actors.protocol.limits import Limits
+
+_new = tuple.__new__
 
 
 class Journal:
@@ -192,29 +193,51 @@ class Journal:
             self._fd = -1
 
     def _append(self, entries: Sequence[Buffer | FenceRecord | IncarnationRaised]) -> list[Position]:
-        require(self._fd >= 0, "a closed journal is not appended to")
+        if self._fd < 0:
+            violated("a closed journal is not appended to")
         if self._stopped is not None:
             raise type(self._stopped)(*self._stopped.args)
-        controls = [entry for entry in entries if isinstance(entry, tuple)]
-        # The len() of a control record counts its fields: being a tuple tells it from a buffer.
-        sizes = [control_bytes(entry) if isinstance(entry, tuple) else len(entry) for entry in entries]
-        total = sum(sizes)
-        require(total % ALIGNMENT == 0, "only whole, padded frames are appended")
+        total, controls = 0, []
+        for entry in entries:
+            # The len() of a control record counts its fields: being a tuple tells it from a buffer.
+            if isinstance(entry, tuple):
+                controls.append(entry)
+                total += control_bytes(entry)
+            else:
+                total += len(entry)
+        if total % ALIGNMENT:
+            violated("only whole, padded frames are appended")
         in_force = self._with(controls) if controls else self._fences
         if self._offset + total > self._capacity:
             self._roll(total)
-        number = self._number
-        offsets = accumulate(sizes, initial=self._offset)
-        positions = [Position(number, at, size) for at, size in zip(offsets, sizes, strict=False)]
-        buffers: list[Buffer] = [
-            encode_control(entry, log_id=self.identity.log_id, file=number, offset=position.offset)
-            if isinstance(entry, tuple)
-            else entry
-            for entry, position in zip(entries, positions, strict=True)
-        ]
-        self._write(buffers, total)
+        buffers: Sequence[Any] = self._encoded(entries) if controls else entries
+        number, at = self._number, self._offset
+        positions = []
+        for buffer in buffers:
+            size = len(buffer)
+            positions.append(_new(Position, (number, at, size)))
+            at += size
+        try:
+            write_all(self._fd, buffers, total, self._offset)
+        except OSError as error:
+            self._fail(disk_error(error, f"cannot write {self._path}"))
+        self._sync()
+        self._offset += total
+        self.bytes_written += total
+        self.full = False
         self._fences = in_force
         return positions
+
+    def _encoded(self, entries: Sequence[Buffer | FenceRecord | IncarnationRaised]) -> list[Buffer]:
+        """The bytes of the entries, to be written at the end of the current file: a control record says where it lies."""
+        buffers: list[Buffer] = []
+        at = self._offset
+        for entry in entries:
+            if isinstance(entry, tuple):
+                entry = encode_control(entry, log_id=self.identity.log_id, file=self._number, offset=at)
+            buffers.append(entry)
+            at += len(entry)
+        return buffers
 
     def _with(self, controls: Sequence[FenceRecord | IncarnationRaised]) -> dict[int, FenceRecord]:
         """The fences in force when these are added. One that takes another one back would be read as damage."""
@@ -225,17 +248,6 @@ class Journal:
                 require(before is None or follows(before, fence), f"{fence} cannot come after {before}")
                 in_force[fence.partition] = fence
         return in_force
-
-    def _write(self, buffers: Sequence[Buffer], total: int) -> None:
-        """Write and sync at the end of the current file."""
-        try:
-            write_all(self._fd, buffers, self._offset)
-        except OSError as error:
-            self._fail(disk_error(error, f"cannot write {self._path}"))
-        self._sync()
-        self._offset += total
-        self.bytes_written += total
-        self.full = False
 
     def _sync(self) -> None:
         try:

@@ -7,6 +7,8 @@ a message.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 
 class InvariantBroken(AssertionError):
     """A rule of the protocol does not hold in this process. The process must end; the disks decide what is true."""
@@ -18,4 +20,9 @@ def require(condition: object, what: str, *details: object) -> None:
     `details` fill the ``{}`` of `what`, and only then: texts that nobody reads took a fifth of a store's time on an append.
     """
     if not condition:
-        raise InvariantBroken(what.format(*details) if details else what)
+        violated(what, *details)
+
+
+def violated(what: str, *details: object) -> NoReturn:
+    """Raise `InvariantBroken` with `what`: on hot paths, `if not …: violated(…)` is `require` without its call (0.1 µs)."""
+    raise InvariantBroken(what.format(*details) if details else what)

@@ -10,6 +10,9 @@ connections, payloads or time. It begins where ``takeover`` ends: all members eq
 5. A writer that is told of another one ends, and never resumes (one process, one epoch).
 6. Until the register exists, a missing member is waited for. Nothing is acked meanwhile.
 7. When nothing is waiting, an empty frame carries `committed_upto` to the stores, once: it lets them know what they may serve.
+
+What happens to every frame has a method of its own, `propose` and `stored`, with plain arguments and answers: with events and
+effects, as `handle` has them, a frame takes 6.6 µs here instead of 3.0.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections import deque
 from typing import NamedTuple
 
 from trilogue.actors.protocol.frames import encode_frame
-from trilogue.actors.protocol.invariants import require
+from trilogue.actors.protocol.invariants import require, violated
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import pack_records
 from trilogue.actors.protocol.vocabulary import Code, FenceAnswer
@@ -96,6 +99,9 @@ class _Frame(NamedTuple):
     data: bytes
 
 
+_new = tuple.__new__
+
+
 class LogWriter:
     """One epoch of one partition's log."""
 
@@ -114,39 +120,31 @@ class LogWriter:
         self.epoch = epoch
         self.last_index = last_index
         self.committed = last_index
+        self.has_room = True  # whether another frame may be proposed now
+        self.connected: tuple[str, ...] = ()  # each is fenced once more when the log opens, and says what it has
         self._members = members
         self._log_id, self._partition, self._limits = log_id, partition, limits
         self._last_crc = last_crc
         self._committed_crc = last_crc
         self._vouched = -1  # so that the epoch begins with an empty frame, which ends every "cannot tell" before it
         self._stored = dict.fromkeys(members, last_index)
-        self._connected: set[str] = set()  # each is fenced once more when the log opens, and says what it has
         self._frames: deque[_Frame] = deque()
-
-    @property
-    def copies(self) -> int:
-        """On how many stores a committed frame is."""
-        return len(self._members)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another frame may be proposed now."""
-        return len(self._frames) < self._limits.frames_in_flight_max
 
     @property
     def missing(self) -> list[str]:
         """The members that are not connected."""
-        return [name for name in self._members if name not in self._connected]
+        return [name for name in self._members if name not in self.connected]
 
     def handle(self, event: Event) -> list[Effect]:
         """Decide on one event."""
-        if isinstance(event, Stored):  # three of four events
-            return self._on_stored(event)
         match event:
+            case Stored():
+                upto = self.stored(*event)
+                return [Committed(upto)] if upto else []
             case Proposed():
                 return self._propose(event.payload, event.records)
             case MemberLost(store):
-                self._connected.discard(store)
+                self.connected = tuple(name for name in self.connected if name != store)
                 return []
             case MemberBack():
                 return self._on_back(event)
@@ -155,45 +153,61 @@ class LogWriter:
             case Idle():
                 return self._on_idle()
 
-    def _propose(self, payload: bytes, count: int) -> list[Effect]:
-        require(self.has_room, "a frame was proposed beyond the window")
+    def propose(self, payload: bytes, count: int) -> bytes:
+        """What `Proposed` asks: make `payload` the next frame. It is to be sent to those who are `connected`."""
+        if not self.has_room:
+            violated("a frame was proposed beyond the window")
+        index = self.last_index + 1
         frame, crc = encode_frame(
             log_id=self._log_id,
             partition=self._partition,
             epoch=self.epoch,
-            index=self.last_index + 1,
+            index=index,
             prev_crc=self._last_crc,
             count=count,
             committed_upto=self.committed,
             payload=payload,
         )
-        require(len(frame) <= self._limits.frame_bytes_max, "a frame of {} bytes was made", len(frame))
-        self.last_index += 1
+        if len(frame) > self._limits.frame_bytes_max:
+            violated("a frame of {} bytes was made", len(frame))
+        self.last_index = index
         self._last_crc = crc
         self._vouched = self.committed
-        self._frames.append(_Frame(self.last_index, crc, frame))
-        return [SendFrames(tuple(name for name in self._members if name in self._connected), [frame])]
+        frames = self._frames
+        frames.append(_new(_Frame, (index, crc, frame)))
+        self.has_room = len(frames) < self._limits.frames_in_flight_max
+        return frame
 
-    def _on_stored(self, event: Stored) -> list[Effect]:
-        if event.epoch != self.epoch or event.upto <= self._stored[event.store]:
-            return []
-        require(event.upto <= self.last_index, "{} confirms frame {}, which was never sent", event.store, event.upto)
-        frame = self._frames[event.upto - self.committed - 1]
-        require(frame.crc == event.crc, "{} confirms another frame at {}", event.store, event.upto)
-        self._stored[event.store] = event.upto
-        return self._commit()
+    def _propose(self, payload: bytes, count: int) -> list[Effect]:
+        return [SendFrames(self.connected, [self.propose(payload, count)])]
 
-    def _commit(self) -> list[Effect]:
-        upto = min(self._stored.values())
-        if upto == self.committed:
-            return []
-        require(upto > self.committed, "a commit goes back")
-        while self.committed < upto:
+    def stored(self, store: str, epoch: int, upto: int, crc: int) -> int:
+        """What `Stored` says. Up to where everything is committed now; 0 when that is where it was."""
+        held = self._stored
+        if epoch != self.epoch or upto <= held[store]:
+            return 0
+        if upto > self.last_index:
+            violated("{} confirms frame {}, which was never sent", store, upto)
+        committed = self.committed
+        if self._frames[upto - committed - 1].crc != crc:
+            violated("{} confirms another frame at {}", store, upto)
+        held[store] = upto
+        upto = min(held.values())
+        return self._commit(upto) if upto != committed else 0
+
+    def _commit(self, upto: int) -> int:
+        index = self.committed
+        if upto < index:
+            violated("a commit goes back")
+        while index < upto:
             frame = self._frames.popleft()
-            self.committed += 1
-            require(frame.frame_index == self.committed, "commits are out of order")
+            index += 1
+            if frame.frame_index != index:
+                violated("commits are out of order")
             self._committed_crc = frame.crc
-        return [Committed(upto)]
+        self.committed = index
+        self.has_room = len(self._frames) < self._limits.frames_in_flight_max
+        return index
 
     def _on_back(self, event: MemberBack) -> list[Effect]:
         if event.identity != self._members[event.store]:
@@ -206,11 +220,12 @@ class LogWriter:
             if held.get(frame.frame_index) != frame.crc:
                 break
             match = frame.frame_index
-        self._connected.add(event.store)
+        self.connected = tuple(name for name in self._members if name in self.connected or name == event.store)
         effects: list[Effect] = []
         if match > self._stored[event.store]:
             self._stored[event.store] = match
-            effects += self._commit()
+            if (upto := min(self._stored.values())) != self.committed:
+                effects.append(Committed(self._commit(upto)))
         rest = [frame.data for frame in self._frames if frame.frame_index > match]
         if rest:
             effects.append(SendFrames((event.store,), rest))

@@ -14,6 +14,7 @@ A payload is a msgpack array of records; a record is an array whose first item i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgpack
@@ -84,13 +85,8 @@ class Skip(NamedTuple):
 
 Record = Run | Skip
 
-_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
-
-
-def pack_records(records: list[Any]) -> bytes:
-    """The payload of a frame. Records are `Run` and `Skip` tuples (or plain sequences of the same shape)."""
-    packed: bytes = _pack(records)
-    return packed
+pack_records: Callable[[list[Any]], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+"""The payload of a frame. Records are `Run` and `Skip` tuples (or plain sequences of the same shape)."""
 
 
 def unpack_records(payload: bytes | memoryview) -> list[Record]:

@@ -12,6 +12,9 @@ frames' bytes, stores, connections or clocks: `now_us` is told. Rules, in the or
 4. A number that was given up becomes a *skip*: it takes its n and no seq.
 5. An ack leaves when the frame that holds the run is committed, never before (G1).
 6. What readers may see of a session ends at its last committed seq (G7).
+
+What happens to every frame has a method of its own, `submit` and `committed`, with plain arguments: with events, as `handle`
+has them, a lonely message takes 4.4 µs here instead of 2.7.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import Any
 
 from trilogue.actors.protocol.errors import UsageError
 from trilogue.actors.protocol.ids import check_sender_id, check_session, partition_of
-from trilogue.actors.protocol.invariants import require
+from trilogue.actors.protocol.invariants import require, violated
 from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import RUN, SKIP, Record, Run
 from trilogue.actors.protocol.submissions import (
@@ -45,6 +48,8 @@ from trilogue.actors.protocol.vocabulary import Code
 RECORD_OVERHEAD_BYTES = 640
 MESSAGE_OVERHEAD_BYTES = 16
 """What a record and each of its messages take in a frame beside the bodies, at most: two names of 255 bytes, numbers, times."""
+
+_new = tuple.__new__
 
 
 class SessionState:
@@ -84,9 +89,9 @@ class Sequencer:
         """Decide on one event."""
         match event:
             case Submitted(source, runs, now_us):
-                return self._submit(source, runs, now_us)
+                return self.submit(source, runs, now_us)
             case FrameCommitted(upto):
-                return self._on_committed(upto)
+                return self.committed(upto)
             case Recalled(retry, records):
                 return self._on_recalled(retry, records)
             case GivenUp(source, numbers, now_us):
@@ -103,13 +108,15 @@ class Sequencer:
 
     # ------------------------------------------------------------------ numbering
 
-    def _submit(self, source: Source, runs: list[list[Any]], now_us: int) -> list[Effect]:
-        """The hot path: for each run, not for each message."""
+    def submit(self, source: Source, runs: list[list[Any]], now_us: int) -> list[Effect]:
+        """What `Submitted` asks. The hot path: for each run, not for each message."""
         refusals: list[Refusal] = []
         effects: list[Effect] = []
         sessions, waiting, waiting_from, sizes = self.sessions, self._waiting, self._waiting_from, self._waiting_sizes
         body_bytes_max = self._limits.body_bytes_max
-        stored_at_us = self._last_stored_at_us = max(now_us, self._last_stored_at_us)
+        stored_at_us = self._last_stored_at_us
+        if now_us > stored_at_us:
+            stored_at_us = self._last_stored_at_us = now_us
         total = 0
         for session, sender_id, first_n, sent_at_us, bodies in runs:
             count = len(bodies)
@@ -129,13 +136,15 @@ class Sequencer:
                 text = f"number {first_n} came where {last_n + 1} is next"
                 refusals.append(Refusal(session, sender_id, first_n, count, Code.OUT_OF_ORDER, text, last_n + 1))
                 continue
-            if max(map(len, bodies)) > body_bytes_max:
+            size = sum(map(len, bodies))
+            if size > body_bytes_max and max(map(len, bodies)) > body_bytes_max:
                 count, too_large = self._too_large(session, sender_id, first_n, bodies)
                 refusals += too_large
                 if count == 0:
                     continue
                 sent_at_us, bodies = sent_at_us[:count], bodies[:count]
-            size = sum(map(len, bodies)) + MESSAGE_OVERHEAD_BYTES * count + RECORD_OVERHEAD_BYTES
+                size = sum(map(len, bodies))
+            size += MESSAGE_OVERHEAD_BYTES * count + RECORD_OVERHEAD_BYTES
             if size > self._run_bytes_max:
                 text = f"a run of {size} bytes: {self._run_bytes_max} at most; submit it in parts"
                 refusals.append(Refusal(session, sender_id, first_n, count, Code.MALFORMED, text, first_n))
@@ -211,8 +220,9 @@ class Sequencer:
 
     def cut_frame(self, index: int) -> list[tuple[Any, ...]]:
         """Take what waits, in order, up to about `frame_bytes_target`: the records of the frame `index`."""
-        require(self._waiting and index > self._last_cut, "a frame is cut in order, and never from nothing")
         records, sources = self._waiting, self._waiting_from
+        if not records or index <= self._last_cut:
+            violated("a frame is cut in order, and never from nothing")
         target = self._limits.frame_bytes_target
         if self.waiting_bytes <= target:
             self._waiting, self._waiting_from, self._waiting_sizes, self.waiting_bytes = [], [], [], 0
@@ -230,13 +240,13 @@ class Sequencer:
         self._in_frames.append((index, records, sources))
         return records
 
-    def _on_committed(self, upto: int) -> list[Effect]:
-        """Every frame up to `upto` is committed: their acks leave, their runs may be read."""
+    def committed(self, upto: int) -> list[Effect]:
+        """What `FrameCommitted` says: every frame up to `upto` is committed, their acks leave, their runs may be read."""
         effects: list[Effect] = []
         readable: list[Run] = []
-        sessions = self.sessions
-        while self._in_frames and self._in_frames[0][0] <= upto:
-            _, records, sources = self._in_frames.popleft()
+        sessions, in_frames = self.sessions, self._in_frames
+        while in_frames and in_frames[0][0] <= upto:
+            _, records, sources = in_frames.popleft()
             self._committed_records += len(records)
             acks: dict[Source, list[tuple[str, str, int, int, int, bool]]] = {}
             for record, source in zip(records, sources, strict=True):
@@ -248,13 +258,13 @@ class Sequencer:
                     readable.append(record)  # type: ignore[arg-type]  # a plain tuple of a Run's shape: 0.3 µs less
                 else:
                     ack = (record[1], record[2], record[3], 1, 0, False)
-                try:
-                    acks[source].append(ack)
-                except KeyError:
-                    acks[source] = [ack]
-            effects += [Answered(source, answers) for source, answers in acks.items()]
+                answers = acks.get(source)
+                if answers is None:
+                    answers = acks[source] = []
+                    effects.append(_new(Answered, (source, answers)))
+                answers.append(ack)
         if readable:
-            effects.append(Readable(readable))
+            effects.append(_new(Readable, (readable,)))
         if self._retries:
             due = [key for key, (records_due, _) in self._retries.items() if records_due <= self._committed_records]
             effects += [Recall(self._retries.pop(key)[1]) for key in due]

@@ -23,9 +23,11 @@ from typing import Any, NamedTuple
 
 from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.frames import Header, decode_frame
-from trilogue.actors.protocol.invariants import require
+from trilogue.actors.protocol.invariants import require, violated
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.vocabulary import STORED, Code, FenceAnswer, Say, StoreView, TailEntry
+
+_new = tuple.__new__  # a `NamedTuple` without its own `__new__`: 0.15 µs instead of 0.3
 
 CERTAIN = -1
 """An `uncertain_epoch` that no epoch is below: the store has lost nothing that it ever said yes to."""
@@ -112,26 +114,28 @@ class PartitionState:
         """The highest epoch seen, in a fence or in a frame."""
         return max(self.fence.epoch, self.epochs[-1] if self.epochs else 0)
 
-    def crc_before(self, index: int) -> int:
-        """What `prev_crc` of the frame at `index` must be."""
-        return self.crcs[index - 2] if index > 1 else 0
-
     def take(self, header: Header) -> None:
         """Put an accepted frame at its index, superseding what stood there and after it."""
-        index, epoch, last = header.index, header.epoch, len(self.crcs)
-        require(1 <= index <= last + 1, "frame {} leaves a hole after {}", index, last)
-        require(header.prev_crc == self.crc_before(index), "frame {} does not chain", index)
-        require(header.committed_upto < index, "frame {} vouches for itself", index)
+        epoch, index, committed_upto = header.epoch, header.index, header.committed_upto
+        crcs, epochs = self.crcs, self.epochs
+        last = len(crcs)
+        if not 1 <= index <= last + 1:
+            violated("frame {} leaves a hole after {}", index, last)
+        if header.prev_crc != (crcs[index - 2] if index > 1 else 0):
+            violated("frame {} does not chain", index)
+        if committed_upto >= index:
+            violated("frame {} vouches for itself", index)
         if index <= last:
             require(index > self.committed_upto, "frame {} would replace a committed one", index)
-            require(epoch > self.epochs[index - 1], "frame {} of epoch {} supersedes a later one", index, epoch)
-            del self.crcs[index - 1 :]
-            del self.epochs[index - 1 :]
-        require(not self.epochs or epoch >= self.epochs[-1], "frame {}: its epoch goes back", index)
-        self.crcs.append(header.header_crc)
-        self.epochs.append(epoch)
-        if header.committed_upto > self.committed_upto:
-            self.committed_upto = header.committed_upto
+            require(epoch > epochs[index - 1], "frame {} of epoch {} supersedes a later one", index, epoch)
+            del crcs[index - 1 :]
+            del epochs[index - 1 :]
+        if epochs and epoch < epochs[-1]:
+            violated("frame {}: its epoch goes back", index)
+        crcs.append(header.header_crc)
+        epochs.append(epoch)
+        if committed_upto > self.committed_upto:
+            self.committed_upto = committed_upto
         if epoch > self.uncertain_epoch:
             self.uncertain_epoch = CERTAIN
 
@@ -172,35 +176,42 @@ class StoreState:
     # ------------------------------------------------------------------ deciding
 
     def _append(self, event: AppendAsked) -> list[Effect]:
-        state = self.partition(event.partition)
-        if (event.epoch, event.writer) != state.fence[:2] or state.fence.epoch == 0:
-            text = f"epoch {event.epoch} does not hold partition {event.partition}: epoch {state.fence.epoch} does"
+        partition, epoch = event.partition, event.epoch
+        state = self.partitions.get(partition) or self.partition(partition)
+        fence = state.fence
+        if epoch != fence.epoch or event.writer != fence.writer or epoch == 0:
+            text = f"epoch {epoch} does not hold partition {partition}: epoch {fence.epoch} does"
             return [self._not_stored(event, Code.DEPOSED, text)]
-        headers = [self._checked(event, frame) for frame in event.frames]
+        checked = self._checked(event)
+        crcs = state.crcs
         effects: list[Effect] = []
-        for header, frame in zip(headers, event.frames, strict=True):
-            index = header.index
-            if index <= state.last_index and state.crcs[index - 1] == header.header_crc:
+        for header, frame in checked:
+            index, crc, last = header.index, header.header_crc, len(crcs)
+            if index <= last and crcs[index - 1] == crc:
                 continue
-            if index > state.last_index + 1 or header.prev_crc != state.crc_before(index):
-                text = f"frame {index} does not chain to this store's frames, which end at {state.last_index}"
+            if index > last + 1 or header.prev_crc != (crcs[index - 2] if index > 1 else 0):
+                text = f"frame {index} does not chain to this store's frames, which end at {last}"
                 effects.append(self._not_stored(event, Code.NOT_CHAINED, text))
                 return effects
             state.take(header)
-            effects.append(WriteFrame(event.partition, index, frame))
-        if headers:
-            last = headers[-1]
-            message = [STORED, event.partition, event.epoch, last.index, last.header_crc]
-            effects.append(Tell(event.source, message, after_sync=True))
+            effects.append(_new(WriteFrame, (partition, index, frame)))
+        if checked:
+            effects.append(_new(Tell, (event.source, [STORED, partition, epoch, index, crc], True)))
         return effects
 
-    def _checked(self, event: AppendAsked, frame: bytes) -> Header:
-        header = decode_frame(frame, self._limits.frame_bytes_max)
-        if header.log_id != self._log_id or header.partition != event.partition or header.flags:
-            raise ProtocolError(f"a frame of another log or partition was sent to partition {event.partition}")
-        if header.epoch > event.epoch or header.index < 1 or header.committed_upto >= header.index:
-            raise ProtocolError(f"frame {header.index} of epoch {header.epoch} cannot come from epoch {event.epoch}")
-        return header
+    def _checked(self, event: AppendAsked) -> list[tuple[Header, bytes]]:
+        """The frames with their headers: all intact, of this partition, and such as their writer may send."""
+        log_id, frame_bytes_max = self._log_id, self._limits.frame_bytes_max
+        checked = []
+        for frame in event.frames:
+            header = decode_frame(frame, frame_bytes_max)
+            if header.log_id != log_id or header.partition != event.partition or header.flags:
+                raise ProtocolError(f"a frame of another log or partition was sent to partition {event.partition}")
+            index = header.index
+            if header.epoch > event.epoch or index < 1 or header.committed_upto >= index:
+                raise ProtocolError(f"frame {index} of epoch {header.epoch} cannot come from epoch {event.epoch}")
+            checked.append((header, frame))
+        return checked
 
     def _fence(self, event: FenceAsked) -> list[Effect]:
         state = self.partition(event.partition)

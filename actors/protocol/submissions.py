@@ -1,6 +1,6 @@
 """What is asked of a sequencer, and what it answers: its events and effects, and the shape of a submitted run.
 
-Owns shapes only. It must not know the rules by which they are answered (``sequencer``). Invariant: what passed `check_run` can
+Owns shapes only. It must not know the rules by which they are answered (``sequencer``). Invariant: what passed `check_runs` can
 be taken apart without a further look at its shape.
 """
 
@@ -17,7 +17,7 @@ Source = Hashable
 
 
 class Submitted(NamedTuple):
-    """Runs as they came: [session, sender_id, first_n, [sent_at_us …], [body …]]. Their shape was checked by `check_run`."""
+    """Runs as they came: [session, sender_id, first_n, [sent_at_us …], [body …]]. Their shape was checked by `check_runs`."""
 
     source: Source
     runs: list[list[Any]]
@@ -101,15 +101,18 @@ class Retry(NamedTuple):
 Event = Submitted | GivenUp | FrameCommitted | Recalled
 Effect = Answered | Refused | Recall | Readable
 
+_BYTES, _INTS = {bytes}, {int}
 
-def check_run(run: Any, run_messages_max: int) -> None:
-    """Raise `ProtocolError` unless `run` has a submitted run's shape. Says nothing of names and bodies' sizes."""
-    if type(run) is list and len(run) == 5:
-        session, sender_id, first_n, sent_at_us, bodies = run
-        if (
-            type(session) is str and type(sender_id) is str and type(first_n) is int and first_n > 0
-            and type(sent_at_us) is list and type(bodies) is list and 0 < len(bodies) == len(sent_at_us) <= run_messages_max
-            and {*map(type, bodies)} == {bytes} and {*map(type, sent_at_us)} == {int}
-        ):  # fmt: skip
-            return
-    raise ProtocolError("a submitted run has an unknown shape")
+
+def check_runs(runs: list[Any], run_messages_max: int) -> None:
+    """Raise `ProtocolError` unless each has a submitted run's shape. Says nothing of names and bodies' sizes."""
+    for run in runs:
+        if type(run) is list and len(run) == 5:
+            session, sender_id, first_n, sent_at_us, bodies = run
+            if (
+                type(session) is str and type(sender_id) is str and type(first_n) is int and first_n > 0
+                and type(sent_at_us) is list and type(bodies) is list and 0 < len(bodies) == len(sent_at_us) <= run_messages_max
+                and {*map(type, bodies)} == _BYTES and {*map(type, sent_at_us)} == _INTS
+            ):  # fmt: skip
+                continue
+        raise ProtocolError("a submitted run has an unknown shape")

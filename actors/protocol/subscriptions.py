@@ -96,6 +96,7 @@ class Subscriptions:
         self._page_messages_max = page_messages_max
         self._all: dict[Source, dict[int, _Subscription]] = {}
         self._by_session: dict[str, dict[tuple[Source, int], _Subscription]] = {}
+        self.empty = True  # nobody wants anything
 
     def count(self, source: Source | None = None) -> int:
         """How many subscriptions there are, of one source or in all."""
@@ -111,11 +112,6 @@ class Subscriptions:
     def follows(self, session: str) -> bool:
         """Whether anybody wants this session's runs."""
         return session in self._by_session
-
-    @property
-    def empty(self) -> bool:
-        """Whether nobody wants anything."""
-        return not self._all
 
     def handle(self, event: Event) -> list[Effect]:
         """Decide on one event."""
@@ -133,6 +129,7 @@ class Subscriptions:
             case Subscribed():
                 subscription = _Subscription(event.source, event.subscription, event.session, event.after, event.credit)
                 self._all.setdefault(event.source, {})[event.subscription] = subscription
+                self.empty = False
                 key = (event.source, event.subscription)
                 self._by_session.setdefault(event.session, {})[key] = subscription
                 return self._catch_up(subscription, event.head)
@@ -148,6 +145,7 @@ class Subscriptions:
                 del self._by_session[subscription.session]
         if not own:
             self._all.pop(source, None)
+        self.empty = not self._all
 
     def _on_committed(self, run: Run) -> list[Effect]:
         effects: list[Effect] = []

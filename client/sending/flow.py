@@ -13,7 +13,7 @@ Owns the window of a partition's connection (how much may be in flight) and the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from trilogue.actors.protocol.limits import Limits
@@ -33,6 +33,7 @@ class Flow:
         self.waiting: deque[Lane] = deque()
         self.in_flight_messages = 0
         self.in_flight_bytes = 0
+        self.send_alone: Callable[[Lane], bool] = _cannot  # the link's
         self._limits = limits
         self._watched: list[Lane] = []
 
@@ -128,6 +129,24 @@ class Flow:
             self.ready(lane)
         return (runs, given_up) if runs or given_up else None
 
+    def take_alone(self, lane: Lane, now: float) -> list[Any] | None:
+        """As `take`, for the only message that waits anywhere: its run, to be packed at once. None: not this way."""
+        if not self.is_open or lane.conflicted or lane.refusals or lane.held or lane.stopped is not None:
+            return None
+        size = lane.size_bytes
+        lane.saved = lane.sent = 1
+        lane.saved_bytes = lane.sent_bytes = size
+        lane.tried_at = now
+        n = lane.first_n
+        if n > lane.submitted_n:
+            lane.submitted_n = n
+        self.in_flight_messages += 1
+        self.in_flight_bytes += size
+        if not lane.watched:
+            lane.watched = True
+            self._watched.append(lane)
+        return [lane.session, lane.sender_id, n, lane.times, lane.bodies]
+
     def _count_in(self, lane: Lane, count: int, size: int, now: float) -> None:
         if lane.sent == 0:
             lane.tried_at = now
@@ -206,3 +225,8 @@ class Flow:
         """These lanes have nothing left, and their numbers will never be used again."""
         for lane in lanes:
             self.remove(lane)
+
+
+def _cannot(lane: Lane) -> bool:
+    """Before there is a link."""
+    return False

@@ -26,7 +26,7 @@ from trilogue.actors.protocol.submissions import (
     Refused,
     Retry,
     Submitted,
-    check_run,
+    check_runs,
 )
 from trilogue.actors.protocol.vocabulary import Code
 
@@ -48,7 +48,7 @@ class Partition:
 
     def submit(self, first_n: int, *bodies: bytes, session: str = "s", sender: str = ALICE, source: str = "c") -> list[Any]:
         run = [session, sender, first_n, [5] * len(bodies), list(bodies)]
-        check_run(run, SMALL.run_messages_max)
+        check_runs([run], SMALL.run_messages_max)
         return self.machine.handle(Submitted(source, [run], self.now_us))
 
     def give_up(self, n: int, session: str = "s", sender: str = ALICE, source: str = "c") -> list[Any]:
@@ -349,7 +349,7 @@ def test_frame_that_is_cut_from_the_largest_runs_stays_within_its_bound(session:
 )  # fmt: skip
 def test_run_of_another_shape_is_a_protocol_error(run: Any) -> None:
     with pytest.raises(ProtocolError, match="unknown shape"):
-        check_run(run, 8)
+        check_runs([run], 8)
 
 
 # ---------------------------------------------------------------------- skips

@@ -33,7 +33,7 @@ from trilogue.actors.protocol.submissions import (
     Refused,
     Retry,
     Submitted,
-    check_run,
+    check_runs,
 )
 from trilogue.actors.protocol.takeover import (
     AskFence,
@@ -316,8 +316,7 @@ class WriterProcess(Process):
             case [Say.NOT_STORED, _, epoch, code, text]:
                 self._from_store(NotStored(link.info[0], epoch, Code(code), text))
             case [Say.SUBMIT, runs]:
-                for run in runs:
-                    check_run(run, self.limits.run_messages_max)
+                check_runs(runs, self.limits.run_messages_max)
                 self._run(self.sequencer.handle(Submitted(link, runs, self.world.now)))
                 self._plan_cut()
             case [Say.GIVE_UP, numbers]:

@@ -65,6 +65,16 @@ async def test_what_is_handed_over_in_one_turn_of_the_loop_is_one_submission() -
 
 
 @in_loop
+async def test_a_send_with_nothing_to_wait_for_leaves_at_once_and_the_next_ones_together() -> None:
+    async with system() as (client, actor):
+        await client.send("room", b"0")
+        acks = await asyncio.gather(*(client.send("room", b"%d" % k) for k in range(1, 51)))
+        assert [ack.seq for ack in acks] == list(range(2, 52))
+        assert [len(run[4]) for _, runs in actor.said(Say.SUBMIT) for run in runs] == [1, 1, 49]
+        assert actor.cluster.bodies("room") == [b"%d" % k for k in range(51)]
+
+
+@in_loop
 async def test_bad_input_gets_one_clear_error_and_loses_nothing() -> None:
     async with system() as (client, actor):
         wrong: list[tuple[Any, Any, Any, type[Exception], str]] = [

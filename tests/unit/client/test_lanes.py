@@ -144,6 +144,15 @@ class MemoryMachine(RuleBasedStateMachine):
             lane.dirty = True
             self.outbox.dirty.append(lane)
 
+    @rule(lane=st.sampled_from(LANES), size=st.sampled_from([5, 200]))
+    def send_alone(self, lane: tuple[str, str], size: int) -> None:
+        """As the desk does for a `send` when nothing else waits, unless the outbox is a file."""
+        self.hand_over(lane, b"%05d" % next(self.bodies) + b"x" * (size - 5))
+        if self.outbox.messages == 1 and not self.outbox.durable:
+            run = self.flow.take_alone(self.outbox.lanes[lane], self.now)
+            if run is not None:
+                self.to_server.append(("submit", [[*run[:3], list(run[3]), list(run[4])]]))  # packed at once
+
     @rule(lane=st.sampled_from(LANES), at=st.integers(0, 20))
     def cancel_the_wait(self, lane: tuple[str, str], at: int) -> None:
         if at < len(self.posted[lane]) and not self.posted[lane][at][1].done():

@@ -1,8 +1,8 @@
 """`trilogue bench …`: the commands, their options, and how they end.
 
 Owns the command line of the benchmarks. It must not know how anything is measured; what is heavy is imported when a
-command runs, so that `trilogue --help` stays quick. Exit codes: 0 measured and clean, 1 something was lost, duplicated or
-reordered, or it could not be measured, 2 wrong usage. Errors are one line.
+command runs, so that `trilogue --help` stays quick. Exit codes: 0 measured and clean, 1 something was lost, duplicated,
+reordered or acked by the wrong one, or it could not be measured, 2 wrong usage. Errors are one line.
 """
 
 from __future__ import annotations
@@ -145,6 +145,43 @@ def scale(
 
 
 @app.command()
+def failover(
+    kills: Annotated[int | None, typer.Option("--kills", metavar="N", help="How many, one after another.")] = None,
+    kill: Annotated[str, typer.Option("--kill", metavar="session|store|supervisor", help="Whom to kill.")] = "session",
+    pause: Annotated[bool, typer.Option("--pause", help="Only stop it (SIGSTOP), and let it go on 3 seconds later.")] = False,
+    partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
+    seed: Seed = 1,
+    address: Address = None,
+    data: Data = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """How long messages wait when an actor is killed: kill -9 again and again, while one client does not stop sending.
+
+    A stall lasts from the kill to the first ack of a message that was handed over afterwards, in the partition that the
+    killed actor served. With --address, the actors of that running system are killed: Ray brings them back.
+    """
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import scenarios
+
+        count = scenarios.FAILOVER_KILLS if kills is None else kills
+        return scenarios.failover(where, progress, kills=count, kill=kill, pause=pause, seed=seed)
+
+    def draw(outcome: Outcome, path: Path) -> None:
+        from trilogue.bench.report import plots
+        from trilogue.bench.report.schema import FailoverResult
+
+        outages = outcome.runs[0].report.outages
+        if isinstance(outcome.result, FailoverResult) and outages is not None:
+            strips = outages.strips
+            acks = [[*felt.acks, *[None] * (strips.steps - len(felt.acks))] for felt in outages.felt]
+            plots.plot_failover(outcome.result, acks, strips.step_ms, strips.before_ms, path)
+
+    _run(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+
+
+@app.command()
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A conversation: .jsonl or .jsonl.gz.")],
     partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
@@ -213,8 +250,7 @@ def _run(
     except TrilogueError as error:
         typer.echo(f"trilogue bench: {error}", err=True)
         raise typer.Exit(1) from None
-    result = outcome.result
-    raise typer.Exit(1 if result.lost or result.duplicated or result.reordered else 0)
+    raise typer.Exit(1 if outcome.result.failed else 0)
 
 
 def _measure(

@@ -1,6 +1,7 @@
 """One measured run: the floor, the load in a process of its own, the floor again, and the result made of them.
 
-Owns the order of a run and the load generator's process. It must not know how the load works or how a result looks.
+Owns the order of a run and the load generator's process. It must not know how the load works, what is done to the system
+meanwhile, or how a result looks.
 Invariants: the generator has ended when `measure` returns or raises; the floor is measured before and after the load, where
 the stores write; a result is made only from a report that says what was verified.
 """
@@ -10,12 +11,12 @@ from __future__ import annotations
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trilogue.actors.protocol.errors import Unavailable, UsageError
 from trilogue.bench.floor.floor import Floor, measure_floor
@@ -42,6 +43,8 @@ class Load:
     sessions: int = 1
     body_bytes: int = 256
     burst_messages: int = BURST_MESSAGES
+    messages_per_s: int = 0
+    in_flight_max: int = 0
     file: str | None = None
     outbox: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +66,40 @@ class Run:
         return not (found.lost or found.duplicated or found.reordered)
 
 
-def measure(command: str, load: Load, system: System, progress: Progress) -> Run:
+class LoadProcess:
+    """The load generator while it runs: what it says, and what it is told."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def sayings(self) -> Iterator[Saying]:
+        """What it says, until its report. Raises `UsageError` or `Unavailable` with what it says of its failure."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                saying = Saying.model_validate_json(line)
+            except ValidationError:
+                continue
+            if saying.error:
+                raise (UsageError if saying.usage else Unavailable)(saying.error)
+            yield saying
+            if saying.report is not None:
+                return
+        raise Unavailable("the load generator ended without a report: what it wrote stands above")
+
+    def tell(self, words: BaseModel) -> None:
+        """Say one line to it. Whether it was still there, its sayings tell."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(words.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
+
+
+# What goes on while the load runs, until its report.
+Conduct = Callable[[LoadProcess, Progress], Report]
+
+
+def measure(command: str, load: Load, system: System, progress: Progress, conduct: Conduct | None = None) -> Run:
     """Run `load` on `system`, between two halves of the floor. Raises `Unavailable` when the load cannot be carried out."""
     progress.phase("measuring the floor")
     before = measure_floor(system.scratch, latency_s=FLOOR_PART_S, rate_s=FLOOR_PART_S)
@@ -81,11 +117,14 @@ def measure(command: str, load: Load, system: System, progress: Progress) -> Run
         sessions=load.sessions,
         body_bytes=load.body_bytes,
         burst_messages=load.burst_messages,
+        messages_per_s=load.messages_per_s,
+        in_flight_max=load.in_flight_max,
+        partitions=system.partitions,
         file=load.file,
         outbox=load.outbox,
         pids=system.pids,
     )
-    report = run_load(job, progress)
+    report = run_load(job, progress, conduct or wait_for_report)
     progress.phase("measuring the floor")
     floor = before.and_also(measure_floor(system.scratch, latency_s=FLOOR_PART_S, rate_s=FLOOR_PART_S))
     histogram = Histogram(report.histogram)
@@ -123,39 +162,39 @@ def cpu_us(report: Report) -> CpuUs:
     return CpuUs(client=each("client"), session=each("session"), store=each("store"))
 
 
-def run_load(job: Job, progress: Progress) -> Report:
-    """Run the load generator to its end. Raises `UsageError` or `Unavailable` with what it says of its failure."""
-    with _generator(job) as lines:
-        for line in lines:
-            try:
-                saying = Saying.model_validate_json(line)
-            except ValidationError:
-                continue
-            if saying.report is not None:
-                return saying.report
-            if saying.error:
-                raise (UsageError if saying.usage else Unavailable)(saying.error)
-            progress.phase(saying.phase, saying.done, saying.total)
-    raise Unavailable("the load generator ended without a report: what it wrote stands above")
+def run_load(job: Job, progress: Progress, conduct: Conduct) -> Report:
+    """Run the load generator to its end."""
+    with _generator() as load:
+        load.tell(job)
+        return conduct(load, progress)
+
+
+def wait_for_report(load: LoadProcess, progress: Progress) -> Report:
+    """Show where the load is until it is done."""
+    for saying in load.sayings():
+        if saying.report is not None:
+            return saying.report
+        progress.phase(saying.phase, saying.done, saying.total)
+    raise AssertionError("the sayings end with a report")
 
 
 @contextmanager
-def _generator(job: Job) -> Iterator[Iterator[bytes]]:
-    """The generator's lines; its process has ended when the block is left."""
+def _generator() -> Iterator[LoadProcess]:
+    """The generator; its process has ended when the block is left."""
     process = subprocess.Popen(
         [sys.executable, "-m", "trilogue.bench.load.generator"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(job.model_dump_json().encode())
-        process.stdin.close()
-        yield iter(process.stdout)
+        yield LoadProcess(process)
         process.wait(timeout=END_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         pass
     finally:
-        process.stdout.close()
         if process.poll() is None:
             process.kill()
             process.wait()
+        process.stdout.close()
+        with suppress(BrokenPipeError):
+            process.stdin.close()

@@ -7,6 +7,7 @@ system is started. Invariant: what a scenario returns was verified, and says wha
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,14 @@ from typing import Any
 from trilogue.actors.protocol.errors import UsageError
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.bench.driver import BURST_MESSAGES, Load, Run, measure
+from trilogue.bench.failover import KINDS, PAUSE_S, Faults, Hurt
 from trilogue.bench.floor.floor import COPIES, MESSAGE_BYTES, RATE_FRAME_BYTES, Floor, measure_floor
 from trilogue.bench.load.conversation import read_conversation
 from trilogue.bench.load.metrics import Histogram
 from trilogue.bench.load.workload import Workload
 from trilogue.bench.report.machine import commit, machine_facts
 from trilogue.bench.report.progress import Progress
-from trilogue.bench.report.schema import CpuUs, Result, Row
+from trilogue.bench.report.schema import CpuUs, FailoverResult, Result, Row, Stall, spread
 from trilogue.bench.systems import Where, ray_nodes, scratch_directory, system
 
 THROUGHPUT_MESSAGES = 500_000
@@ -38,6 +40,12 @@ SCALE_BURST_MESSAGES = DEFAULT_LIMITS.outbox_messages_max
 WARM_UP_MESSAGES = 20_000
 WARM_UP_SHARE = 10
 PARTITIONS = 1
+FAILOVER_KILLS = 20
+FAILOVER_KILLS_MAX = 500
+FAILOVER_SESSIONS = 64
+FAILOVER_MESSAGES_PER_S = 4_000
+# Four seconds' worth: far more than a stall should hold up, and a quarter of the outbox.
+FAILOVER_IN_FLIGHT_MAX = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,64 @@ def replay(where: Where, progress: Progress, *, file: Path, seed: int) -> Outcom
         settings = {"file": file.name, "sessions": sessions, "senders": senders, "outbox": "memory"}
         load = Load(kind="replay", seed=seed, file=str(file.absolute()), settings=settings)
         return _single(measure("replay", load, running, progress))
+
+
+def failover(where: Where, progress: Progress, *, kills: int, kill: str, pause: bool, seed: int) -> Outcome:
+    """One client that sends on and on, while one actor after another is killed: how long until messages are acked again."""
+    kind = next((one for one in KINDS if one == kill), None)
+    if kind is None:
+        raise UsageError(f"--kill {kill}: one of {', '.join(KINDS)}")
+    if not 1 <= kills <= FAILOVER_KILLS_MAX:
+        raise UsageError(f"--kills {kills}: between 1 and {FAILOVER_KILLS_MAX}")
+    # Ray tells whoever has started it of each of its workers that dies, at length, on standard output: we know who kills them.
+    with contextlib.redirect_stdout(io.StringIO()), system(where, progress) as running:
+        load = Load(
+            kind="failover",
+            seed=seed,
+            sessions=FAILOVER_SESSIONS,
+            body_bytes=BODY_BYTES,
+            messages_per_s=FAILOVER_MESSAGES_PER_S,
+            in_flight_max=FAILOVER_IN_FLIGHT_MAX,
+            settings={
+                "kill": kind,
+                "pause_s": PAUSE_S if pause else 0,
+                "sessions": FAILOVER_SESSIONS,
+                "body_bytes": BODY_BYTES,
+                "outbox": "memory",
+                "offered_messages_per_s": FAILOVER_MESSAGES_PER_S,
+                "in_flight_max": FAILOVER_IN_FLIGHT_MAX,
+            },
+        )
+        faults = Faults(running, kind, kills, pause=pause, seed=seed)
+        return _of_failover(measure("failover", load, running, progress, faults), faults.made)
+
+
+def _of_failover(run: Run, made: Sequence[Hurt]) -> Outcome:
+    outages = run.report.outages
+    assert outages is not None
+    stalls = [
+        Stall(
+            victim=hurt.victim.name,
+            victim_epoch=hurt.victim.epoch or None,
+            partitions=hurt.victim.partitions,
+            stall_ms=round(felt.stall_ns / 1e6, 3),
+            epoch=felt.epoch,
+            whole_again_s=round(hurt.whole_again_s, 2),
+        )
+        for hurt, felt in zip(made, outages.felt, strict=True)
+    ]
+    result = FailoverResult(
+        **dict(run.figures),
+        rows=[],
+        kills=len(stalls),
+        stall_ms=spread([one.stall_ms for one in stalls]),
+        stalls=stalls,
+        whole_again_s=spread([one.whole_again_s for one in stalls]),
+        longest_gap_ms=outages.longest_gap_ms,
+        epochs=outages.epochs,
+        stale_acks=outages.stale,
+    )
+    return Outcome(result, [*run.report.found.examples, *outages.stale_examples], [run], run.floor)
 
 
 def scale(where: Where, progress: Progress, *, partitions: Sequence[int], messages: int, sessions: int, seed: int) -> Outcome:

@@ -11,7 +11,7 @@ import contextlib
 import secrets
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Where:
 @dataclass(frozen=True, slots=True)
 class System:
     """A running system. `fresh` is one that nobody else has written to; `pids` are its processes on this machine by role;
-    `scratch` is on its stores' file system, as far as that is known."""
+    `scratch` is on its stores' file system, as far as that is known; `status` asks it how it is now."""
 
     address: str
     token: str | None
@@ -65,6 +65,7 @@ class System:
     nodes: int
     fresh: bool
     scratch: Path
+    status: Callable[[], Mapping[str, Any]]
     pids: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -106,6 +107,7 @@ def system(where: Where, progress: Progress) -> Iterator[System]:
                 nodes=where.nodes,
                 fresh=True,
                 scratch=directory,
+                status=cluster.status,
                 pids=pids_by_role(status),
             )
             progress.phase("ending the system")
@@ -162,6 +164,7 @@ def _running(address: str, scratch: Path) -> System:
         nodes=len({store["address"].rpartition(":")[0] for store in status["stores"]}),
         fresh=False,
         scratch=scratch,
+        status=lambda: run(gather(known)),
         pids=pids,
     )
 
@@ -170,7 +173,13 @@ def pids_by_role(status: Mapping[str, Any]) -> dict[str, list[int]]:
     """The processes of SessionActors and stores that run on this machine."""
     found: dict[str, list[int]] = defaultdict(list)
     for actor in status["actors"].values():
-        role, pid, address = actor.get("role"), actor.get("pid"), str(actor.get("address", ""))
-        if role in ROLES and isinstance(pid, int) and address.startswith(LOOPBACK) and psutil.pid_exists(pid):
+        role, pid = actor.get("role"), actor.get("pid")
+        if role in ROLES and is_here(actor):
             found[role].append(pid)
     return dict(found)
+
+
+def is_here(actor: Mapping[str, Any]) -> bool:
+    """Whether the actor's process runs on this machine, as far as can be told."""
+    pid, address = actor.get("pid"), str(actor.get("address", ""))
+    return isinstance(pid, int) and address.startswith(LOOPBACK) and psutil.pid_exists(pid)

@@ -4,7 +4,8 @@ Owns one `Job` from its first hand-over to its verdict. It imports no Ray and kn
 does. Invariants: the collector is frozen and off while the clock runs; the processor time is counted over exactly the span
 of `seconds`; all that was handed over, warm-up included, is read back and judged after the clock has stopped.
 
-Run as ``python -m trilogue.bench.load.generator`` with a `Job` on standard input; it writes `Saying`s to standard output.
+Run as ``python -m trilogue.bench.load.generator`` with a `Job`, one line, on standard input (and, for `failover`, an `Ending`
+later); it writes `Saying`s to standard output.
 """
 
 from __future__ import annotations
@@ -14,23 +15,26 @@ import gc
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import uvloop
 
 from trilogue.actors.protocol.errors import TrilogueError, Unavailable, UsageError
-from trilogue.bench.load.conversation import compare_with_file, read_conversation
-from trilogue.bench.load.job import Found, Job, Report, Saying
+from trilogue.bench.load.conversation import Line, compare_with_file, read_conversation
+from trilogue.bench.load.job import Ending, Found, Job, Report, Saying
 from trilogue.bench.load.metrics import CpuMeter
 from trilogue.bench.load.pouring import Acks, Item, Pulse, drip, pour
 from trilogue.bench.load.readback import read_all_back
+from trilogue.bench.load.stalls import outages
+from trilogue.bench.load.steady import Steady
 from trilogue.bench.load.verification import HandedOver, Verdict, judge_session
 from trilogue.bench.load.workload import Workload
 from trilogue.client import Ack, Client, Message
 
 TICK_S = 0.25
 STALL_S = 60.0
+ENDING_BYTES_MAX = 1 << 20
 SAMPLE_ALL_UPTO_MESSAGES = 20_000
 SAMPLED_EVERY = 16
 SENDER = "bench"
@@ -100,7 +104,7 @@ async def carry_out(job: Job, pulse: Pulse) -> Report:
         # The callbacks of the last acks run in the loop's next turn.
         await asyncio.sleep(0)
     numbers = script.by_session()
-    verdict = await _verify(script, numbers, _all_acked(futures), pulse)
+    verdict = await _verify(job, script.item, numbers, _all_acked(futures), pulse, script.lines)
     return Report(
         messages=script.messages - first,
         sessions=len(numbers),
@@ -111,31 +115,89 @@ async def carry_out(job: Job, pulse: Pulse) -> Report:
         acked_at_s=[round((moment - began) / 1e9, 4) for moment in acks.moments_ns],
         cpu_s=cpu_s,
         messages_by_session={session[len(job.prefix) :]: len(of_it) for session, of_it in numbers.items()},
-        found=Found(
-            lost=verdict.lost,
-            duplicated=verdict.duplicated,
-            reordered=verdict.reordered,
-            examples=verdict.examples,
-        ),
+        found=_found(verdict),
     )
 
 
-async def _verify(script: Script, numbers: dict[str, list[int]], acks: Sequence[Ack], pulse: Pulse) -> Verdict:
-    """The verdict over all sessions, read back by another client than the one that sent."""
+async def carry_on(job: Job, pulse: Pulse, steady: Steady) -> Report:
+    """Send while the driver hurts the system, until it says that this is over; read back, judge."""
+    ending = await _ending_to_come()
+    async with Client(sender=SENDER, outbox=None, address=job.address, token=job.token) as client:
+        meter = CpuMeter(job.pids)
+        pulse.enter("sending", 0)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        meter.start()
+        await steady.send(client, ending.done)
+        await client.flush()
+        cpu_s = meter.stop()
+        gc.enable()
+        await asyncio.sleep(0)
+    moments, numbers = steady.moments, steady.by_session()
+    acks = steady.all_acks()
+    try:
+        felt = outages(ending.result().faults, moments, steady.watch)
+    except ValueError as error:
+        raise Unavailable(str(error)) from None
+    verdict = await _verify(job, steady.item, numbers, acks, pulse)
+    return Report(
+        messages=steady.messages,
+        sessions=len(numbers),
+        senders=1,
+        seconds=(max(moments.acked_ns) - moments.handed_ns[0]) / 1e9,
+        histogram=steady.histogram().encode(),
+        sampled_every=1,
+        acked_at_s=[],
+        cpu_s=cpu_s,
+        messages_by_session={session[len(job.prefix) :]: len(of_it) for session, of_it in numbers.items()},
+        found=_found(verdict),
+        outages=felt,
+    )
+
+
+async def _ending_to_come() -> asyncio.Future[Ending]:
+    """What the driver will say on standard input when it is over."""
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader(limit=ENDING_BYTES_MAX)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+
+    async def read() -> Ending:
+        try:
+            return Ending.model_validate_json(await lines.readuntil())
+        except asyncio.IncompleteReadError:
+            raise Unavailable("the driver of this load has gone") from None
+
+    return asyncio.ensure_future(read())
+
+
+def _found(verdict: Verdict) -> Found:
+    return Found(lost=verdict.lost, duplicated=verdict.duplicated, reordered=verdict.reordered, examples=verdict.examples)
+
+
+async def _verify(
+    job: Job,
+    item: Callable[[int], Item],
+    numbers: Mapping[str, Sequence[int]],
+    acks: Sequence[Ack],
+    pulse: Pulse,
+    lines: Sequence[Line] = (),
+) -> Verdict:
+    """The verdict over all sessions, read back by another client than the one that sent; compared with the file's `lines`."""
 
     def judge(session: str, history: Sequence[Message]) -> Verdict:
         handed = []
         for number in numbers[session]:
-            _, body, sender = script.item(number)
+            _, body, sender = item(number)
             handed.append(HandedOver(sender or SENDER, body, acks[number]))
-        found = judge_session(session, handed, history, script.job.copies)
-        if script.lines:
+        found = judge_session(session, handed, history, job.copies)
+        if lines:
             read = [(message.sender, message.body) for message in history]
-            found.at_least(compare_with_file(session, [script.lines[number] for number in numbers[session]], read))
+            found.at_least(compare_with_file(session, [lines[number] for number in numbers[session]], read))
         return found
 
-    pulse.enter("reading back", script.messages)
-    async with Client(sender=SENDER, outbox=None, address=script.job.address, token=script.job.token) as reader:
+    pulse.enter("reading back", len(acks))
+    async with Client(sender=SENDER, outbox=None, address=job.address, token=job.token) as reader:
         return await read_all_back(reader, list(numbers), pulse, judge)
 
 
@@ -148,13 +210,14 @@ def _all_acked(futures: Sequence[asyncio.Future[Ack]]) -> list[Ack]:
     return [future.result() for future in futures]
 
 
-async def _tick(pulse: Pulse) -> None:
+async def _tick(pulse: Pulse, steady: Steady | None) -> None:
     """Say where the work is; raise `Unavailable` when it has stood still for `STALL_S`."""
     clock = time.monotonic
     seen, since = (pulse.phase, pulse.done, pulse.acks), clock()
     while True:
         await asyncio.sleep(TICK_S)
-        say(Saying(phase=pulse.phase, done=pulse.done, total=pulse.total))
+        acked_upto_ns = steady.watch.acked_upto_ns if steady is not None else []
+        say(Saying(phase=pulse.phase, done=pulse.done, total=pulse.total, acked_upto_ns=acked_upto_ns))
         now = (pulse.phase, pulse.done, pulse.acks)
         if now != seen:
             seen, since = now, clock()
@@ -168,7 +231,9 @@ async def _tick(pulse: Pulse) -> None:
 async def run(job: Job) -> Report:
     """Carry out the job while somebody watches it."""
     pulse = Pulse()
-    work, watch = asyncio.create_task(carry_out(job, pulse)), asyncio.create_task(_tick(pulse))
+    steady = Steady(job, pulse) if job.kind == "failover" else None
+    work = asyncio.create_task(carry_out(job, pulse) if steady is None else carry_on(job, pulse, steady))
+    watch = asyncio.create_task(_tick(pulse, steady))
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
@@ -188,7 +253,9 @@ def say(saying: Saying) -> None:
 
 def main() -> None:
     """Carry out the job on standard input."""
-    job = Job.model_validate_json(sys.stdin.buffer.read())
+    # Without a buffer: what follows the job's line is for the loop to read.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as unbuffered:
+        job = Job.model_validate_json(unbuffered.readline())
     try:
         report = uvloop.run(run(job))
     except (TrilogueError, ExceptionGroup) as error:

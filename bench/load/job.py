@@ -1,7 +1,9 @@
 """What the load generator is told, and what it says: the words between `driver` and `load`.
 
 Owns the shapes that cross between the two processes, as JSON. Invariants: the token travels on standard input only, never in
-arguments that every user of the machine can read; each line that the generator writes is one `Saying`.
+arguments that every user of the machine can read; each line that the generator writes is one `Saying`. The first line that it
+reads is its `Job`; a `failover` job ends with a second one, an `Ending`. Moments in nanoseconds are those of the machine's
+monotonic clock, which is the same in every process.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["throughput", "latency", "replay"]
+Kind = Literal["throughput", "latency", "replay", "failover"]
 
 
 class _Crossing(BaseModel):
@@ -18,7 +20,10 @@ class _Crossing(BaseModel):
 
 
 class Job(_Crossing):
-    """One load on one system. `messages` are measured; `warm_up_messages` come before them and are verified all the same."""
+    """One load on one system. `messages` are measured; `warm_up_messages` come before them and are verified all the same.
+
+    A `failover` sends `messages_per_s` until it is told to end, with no more than `in_flight_max` in flight.
+    """
 
     kind: Kind
     address: str
@@ -31,9 +36,31 @@ class Job(_Crossing):
     sessions: int = 1
     body_bytes: int = 256
     burst_messages: int = 256
+    messages_per_s: int = 0
+    in_flight_max: int = 0
+    partitions: int = 1
     file: str | None = None
     outbox: str | None = None
     pids: dict[str, list[int]] = {}
+
+
+class Fault(_Crossing):
+    """One process that was killed, or paused, between the moments `before_ns` and `after_ns`, and the partitions it served.
+
+    `epoch` is the writer's that it was, 0 if it was none.
+    """
+
+    before_ns: int
+    after_ns: int
+    partitions: list[int]
+    epoch: int = 0
+    paused: bool = False
+
+
+class Ending(_Crossing):
+    """The end of a `failover`, and all that was done to the system meanwhile."""
+
+    faults: list[Fault]
 
 
 class Found(_Crossing):
@@ -43,6 +70,37 @@ class Found(_Crossing):
     duplicated: int
     reordered: int
     examples: list[str]
+
+
+class Felt(_Crossing):
+    """How one fault was felt: nanoseconds until its stall was over, the epoch of the ack that ended it, and how many acks came
+    in each step of `Strips` around it (fewer steps where the next fault, or the end of the run, came earlier)."""
+
+    stall_ns: int
+    epoch: int
+    acks: list[int]
+
+
+class Strips(_Crossing):
+    """The common axis of the acks around each fault: steps of `step_ms` from `before_ms` before it."""
+
+    step_ms: float
+    before_ms: float
+    steps: int
+
+
+class Outages(_Crossing):
+    """How a system that was hurt was felt: fault by fault, and over the whole run.
+
+    `epochs` are those of the acks of each partition. `stale` counts acks by a writer that could not have been one any more.
+    """
+
+    felt: list[Felt]
+    strips: Strips
+    longest_gap_ms: float
+    epochs: list[list[int]]
+    stale: int
+    stale_examples: list[str]
 
 
 class Report(_Crossing):
@@ -58,14 +116,19 @@ class Report(_Crossing):
     cpu_s: dict[str, float | None]
     messages_by_session: dict[str, int]
     found: Found
+    outages: Outages | None = None
 
 
 class Saying(_Crossing):
-    """One line of the generator's output: where it is, or its report, or why there is none."""
+    """One line of the generator's output: where it is, or its report, or why there is none.
+
+    `acked_upto_ns` says of each partition when the newest of its acked messages was handed over (0: none was).
+    """
 
     phase: str = ""
     done: int = 0
     total: int = 0
+    acked_upto_ns: list[int] = []
     report: Report | None = None
     error: str = ""
     usage: bool = False

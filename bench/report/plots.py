@@ -6,6 +6,7 @@ names the commit, the machine and the verdict, so that none is shown without the
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,13 @@ mpl.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from trilogue.actors.protocol.errors import UsageError
-from trilogue.bench.report.schema import Result
+from trilogue.bench.report.schema import FailoverResult, Result
 from trilogue.bench.report.table import headline
 
 SUFFIXES = (".png", ".svg")
@@ -31,6 +33,8 @@ BLUE, AMBER, GREEN, RED = "#2f6fde", "#e09f2c", "#3a9d6e", "#c8453b"
 ROLE_COLOURS = {"client": AMBER, "session": BLUE, "store": GREEN}
 SESSIONS_SHOWN_MAX = 24
 ROWS_SHOWN_MIN = 8
+ROWS_NAMED_MAX = 25
+STALL_GOAL_MS = 250.0
 STYLE: Any = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
@@ -144,6 +148,61 @@ def plot_replay(
     _save(result, path, draw, height=6.4)
 
 
+def plot_failover(
+    result: FailoverResult, acks: Sequence[Sequence[int | None]], step_ms: float, before_ms: float, path: Path
+) -> None:
+    """The acks around each fault as a strip, by steps from `before_ms` before it (None: not looked at), and each stall."""
+    faults = list(range(1, result.kills + 1))
+    word = "pause" if result.settings["pause_s"] else "kill"
+    stalls = [one.stall_ms for one in result.stalls]
+    height = 2.6 + max(1.2, min(4.4, 0.22 * result.kills))
+    row_points = (height - 2.2) * 72 / result.kills
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+        _strips(left, acks, step_ms, before_ms, result.settings["offered_messages_per_s"])
+        left.axvline(0, color=RED, linewidth=1.6)
+        left.axvline(STALL_GOAL_MS, color=QUIET, linewidth=1.2, linestyle=(0, (1, 2)))
+        left.plot(stalls, faults, "|", color=AMBER, markersize=row_points * 0.9, markeredgewidth=2)
+        left.set(title=f"Acks around each {word}, by {step_ms:g} ms", ylabel=word)
+        left.set_xlabel(f"ms since the {word}; amber: first ack of a later message; dotted: {STALL_GOAL_MS:g} ms")
+        left.yaxis.set_major_locator(FixedLocator(faults[:: -(-result.kills // ROWS_NAMED_MAX)]))
+        left.set_ylim(result.kills + 0.5, 0.5)
+        for at, name, colour, dashes in (
+            (STALL_GOAL_MS, f"{STALL_GOAL_MS:g}", QUIET, (0, (1, 2))),
+            (result.stall_ms.p50, f"p50 {result.stall_ms.p50:,.0f}", BLUE, (0, (4, 3))),
+            (result.stall_ms.max, f"longest {result.stall_ms.max:,.0f}", RED, (0, (4, 3))),
+        ):
+            right.axvline(at, color=colour, linewidth=1.6, linestyle=dashes, label=name)
+        right.hlines(faults, 0, stalls, color=GRID, linewidth=min(6.0, row_points / 3))
+        right.plot(stalls, faults, "o", color=BLUE, markersize=min(7.0, row_points * 0.7), zorder=3)
+        right.set(title="Stalls", xlabel=f"ms from the {word} to the first ack of a later message")
+        right.set_xlim(0, max(*stalls, STALL_GOAL_MS) * 1.08)
+        right.tick_params(axis="y", labelleft=False, length=0)
+        right.grid(visible=False, axis="y")
+        _legend(right)
+
+    _save(result, path, draw, height=height)
+
+
+def _strips(axes: Axes, acks: Sequence[Sequence[int | None]], step_ms: float, before_ms: float, offered_per_s: float) -> None:
+    """A row for each fault: white where nothing was acked, the darker the more; twice what is offered is the darkest. What was
+    not looked at, because the next fault came, is grey."""
+    if not acks:
+        return
+    colours = LinearSegmentedColormap.from_list("acks", ["white", BLUE, INK]).with_extremes(bad=GRID)
+    rows = [[math.nan if count is None else count for count in row] for row in acks]
+    upto_ms = len(acks[0]) * step_ms - before_ms
+    axes.imshow(
+        rows, cmap=colours, vmin=0, vmax=2 * offered_per_s * step_ms / 1000, aspect="auto", interpolation="nearest",
+        extent=(-before_ms, upto_ms, len(acks) + 0.5, 0.5),
+    )  # fmt: skip
+    axes.hlines([k + 0.5 for k in range(1, len(acks))], -before_ms, upto_ms, color="white", linewidth=1.2)
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
 def rates_of(acked_at_s: Sequence[float], sampled_every: int, seconds: float) -> list[tuple[float, float]]:
     """(second, messages/s) over the run, from the moments of the sampled acks."""
     steps = min(40, max(1, len(acked_at_s) // 20))
@@ -216,9 +275,10 @@ def _save(result: Result, path: Path, draw: Callable[[Figure], None], height: fl
         layout = ConstrainedLayoutEngine(rect=(0.01, bottom, 0.98, 1 - top - bottom), wspace=0.06, hspace=0.1)
         figure = pyplot.figure(figsize=(11, height), layout=layout)
         try:
-            failed = result.lost or result.duplicated or result.reordered
             answer, _, verdict = headline(result).plain.partition(" · ")
-            figure.text(0.018, 1 - 0.14 / height, answer, va="top", fontsize=14, weight="bold", color=RED if failed else INK)
+            figure.text(
+                0.018, 1 - 0.14 / height, answer, va="top", fontsize=14, weight="bold", color=RED if result.failed else INK
+            )
             figure.text(0.018, 1 - 0.48 / height, verdict, va="top", fontsize=9.5, color=QUIET)
             draw(figure)
             machine = result.machine

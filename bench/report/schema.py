@@ -1,12 +1,13 @@
 """What a benchmark says for programs: one object whose keys stay stable (design §15).
 
 Owns the keys and their units. It must not know how a figure was come by. Invariants: `Result` has exactly the keys of
-design §15, in its order; a row has the same keys (but `rows`) and `partitions` and `nodes`; a figure that could not be
-measured (the processor time of a role on another machine) is null, never 0.
+design §15, in its order; a row has the same keys (but `rows`) and `partitions` and `nodes`; `failover` has some more, after
+them; a figure that could not be measured (the processor time of a role on another machine) is null, never 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -63,6 +64,11 @@ class Figures(_Strict):
     cpu_us_per_message: CpuUs
     floor: FloorFigures
 
+    @property
+    def failed(self) -> bool:
+        """Whether something was found that makes all figures of the run worthless."""
+        return bool(self.lost or self.duplicated or self.reordered)
+
 
 class Row(Figures):
     """One measurement of several."""
@@ -75,3 +81,53 @@ class Result(Figures):
     """What `--json` writes."""
 
     rows: list[Row]
+
+
+class Spread(_Strict):
+    """The median and the longest."""
+
+    p50: float
+    max: float
+
+
+class Stall(_Strict):
+    """One fault: who was hurt, the partitions that it served, and how that was felt.
+
+    `stall_ms` runs from the fault to the first ack of a message that was handed over afterwards; that ack was of `epoch`.
+    `victim_epoch` is null for who was no writer. `whole_again_s` runs until a fault could be borne again: all actors and copies
+    back (after a pause: since its end).
+    """
+
+    victim: str
+    victim_epoch: int | None
+    partitions: list[int]
+    stall_ms: float
+    epoch: int
+    whole_again_s: float
+
+
+class FailoverResult(Result):
+    """What `--json` writes for `failover`.
+
+    `longest_gap_ms` is between two acks of one partition, over the whole run; `epochs` are those of each partition's acks;
+    `stale_acks` came from a writer that could not have been one any more.
+    """
+
+    kills: int
+    stall_ms: Spread
+    stalls: list[Stall]
+    whole_again_s: Spread
+    longest_gap_ms: float
+    epochs: list[list[int]]
+    stale_acks: int
+
+    @property
+    def failed(self) -> bool:
+        """As for every run; a stale ack is as bad as a lost message."""
+        return super().failed or self.stale_acks > 0
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median (of an even number, the higher of the two in the middle: it occurred, and it does not flatter) and longest."""
+    ordered = sorted(values)
+    return Spread(p50=ordered[len(ordered) // 2], max=ordered[-1])

@@ -15,9 +15,11 @@ from rich.text import Text
 
 from trilogue.actors.protocol.errors import UsageError
 from trilogue.bench.report.machine import machine_line
-from trilogue.bench.report.schema import CpuUs, Result
+from trilogue.bench.report.schema import CpuUs, FailoverResult, Result
 
 ROLES = ("client", "session", "store")
+VICTIMS = {"session": "the partition's SessionActor", "store": "a store of the partition", "supervisor": "the Supervisor"}
+STALLS_SHOWN_MAX = 40
 
 
 def write_json(result: Result, path: Path) -> None:
@@ -44,9 +46,10 @@ def show(result: Result, console: Console, examples: Sequence[str], notes: Seque
 
 def headline(result: Result) -> Text:
     """The answer on one line."""
-    found = result.lost or result.duplicated or result.reordered
     verdict = f"lost {result.lost}, duplicated {result.duplicated}, reordered {result.reordered}"
-    if found:
+    if isinstance(result, FailoverResult):
+        verdict += f", stale acks {result.stale_acks}"
+    if result.failed:
         return Text(f"FAILED: {verdict} of {result.messages:,} messages. No figure of this run counts.", "bold red")
     answer = Text(_answer(result), "bold green")
     if result.command != "floor":
@@ -71,6 +74,10 @@ def cpu_growth(result: Result) -> float | None:
 
 def _answer(result: Result) -> str:
     floor = result.floor
+    if isinstance(result, FailoverResult):
+        stall, victim = result.stall_ms, VICTIMS[result.settings["kill"]]
+        what = f"a pause of {victim}" if result.settings["pause_s"] else f"kill -9 of {victim}"
+        return f"{stall.p50:,.0f} ms stall (p50), {stall.max:,.0f} ms at most, after {what}, {result.kills} times"
     match result.command:
         case "floor":
             return f"the floor: {floor.latency_ms_p50:.3f} ms (p50), {floor.messages_per_s:,.0f} messages/s"
@@ -91,6 +98,8 @@ def _answer(result: Result) -> str:
 def _table(result: Result) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 3, 0, 0))
     latency = result.latency_ms
+    if isinstance(result, FailoverResult):
+        _add_stalls(table, result)
     table.add_row(
         "rate",
         f"{result.messages_per_s:,.0f} messages/s",
@@ -109,6 +118,25 @@ def _table(result: Result) -> Table:
         )
         table.add_row("processor", _us(result.cpu_us_per_message.total), _by_role(result.cpu_us_per_message))
     return table
+
+
+def _add_stalls(table: Table, result: FailoverResult) -> None:
+    stall, whole = result.stall_ms, result.whole_again_s
+    table.add_row(
+        "stall",
+        f"{stall.p50:,.0f} ms p50",
+        f"longest {stall.max:,.0f}; from the fault to the first ack of a message that was handed over afterwards",
+    )
+    each = " ".join(f"{one.stall_ms:,.0f}" for one in result.stalls[:STALLS_SHOWN_MAX])
+    table.add_row("", f"{result.kills} times", each + (" …" if result.kills > STALLS_SHOWN_MAX else ""))
+    table.add_row("longest gap", f"{result.longest_gap_ms:,.0f} ms", "between two acks of one partition, in the whole run")
+    table.add_row("whole again", f"{whole.p50:.1f} s p50", f"longest {whole.max:.1f}; every actor and every copy is back")
+    if result.settings["pause_s"] and result.settings["kill"] == "session":
+        taken = sum(one.epoch > (one.victim_epoch or 0) for one in result.stalls)
+        table.add_row("taken over", f"{taken} of {result.kills}", "pauses in which another writer stepped in")
+    epochs = [f"{of_it[0]} to {of_it[-1]}" for of_it in result.epochs if of_it]
+    shown = ", ".join(epochs[:8]) + (" …" if len(epochs) > 8 else "")
+    table.add_row("epochs", f"{sum(map(len, result.epochs))} acked", f"{shown}; stale acks {result.stale_acks}")
 
 
 def _rows(result: Result) -> Table:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench test check fault clean help
+.PHONY: bench test check fault soak bugs clean help
 
 help:            ## what can be made here
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -29,6 +29,12 @@ test: check      ## set up, check, then every test but the long ones
 
 fault: $(READY)  ## the long runs with real processes
 	$(BIN)/pytest -m long tests/fault
+
+soak: $(READY)   ## the simulation until Ctrl-C (SOAK="--seeds 20000", SOAK="--minutes 30")
+	$(BIN)/python tests/simulation/soak.py $(SOAK)
+
+bugs: $(READY)   ## plant each known bug in the simulation, and write the table of what finds it
+	$(BIN)/python tests/simulation/bug_table.py
 
 clean:           ## remove what make made
 	rm -rf .venv .typing build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

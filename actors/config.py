@@ -29,17 +29,34 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """One SessionActor: its partition, and the names of the stores that hold its log."""
+    """One SessionActor, which starts as a spare: which partitions there are, and all stores, in the order of their names.
+
+    Which partition it owns, it is told (`TAKE`). A frame is to be on `copies` stores, or at least on `min_copies` while no more
+    are there. `first_stores` are those that the data was created with (empty: all of `stores`).
+    """
 
     name: str
-    partition: int
     partitions: int
     cluster_id: str
     log_id: int
     stores: tuple[str, ...]
+    copies: int
+    min_copies: int
     token: str
     listen: str
     limits: Limits = DEFAULT_LIMITS
+    first_stores: tuple[str, ...] = ()
+
+    def ensemble(self, partition: int) -> tuple[str, ...]:
+        """The stores that a partition is founded on: the same ones for ever, however many are added. Once it has a record in
+        the register, that counts and not this.
+        """
+        return preferred_stores(self.first_stores or self.stores, self.copies, partition)
+
+
+def preferred_stores(stores: tuple[str, ...], copies: int, partition: int) -> tuple[str, ...]:
+    """`copies` of the stores, going round from partition to partition, so that all of them share the load."""
+    return tuple(stores[(partition + k) % len(stores)] for k in range(copies))
 
 
 class AddressBook(Protocol):

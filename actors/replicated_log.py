@@ -1,103 +1,131 @@
-"""The group of stores that holds one partition's log, seen from its SessionActor.
+"""The log of one partition on its stores, seen from its SessionActor: who takes it over, writes it, and keeps it on its disks.
 
-Owns the connections to the stores: it makes them, keeps them, and carries events and effects between them and the pure machines
-(``protocol.takeover``, then ``protocol.log``). It must not know sessions or clients. Rules:
+Owns the carrying out of what the pure machine decides (``protocol.writer``): what is asked of which store, of the register,
+and how answers come back. It must not know sessions or clients. Rules:
 
-1. A store is found by its name and known by its identity: (UUID, incarnation).
-2. One connection a store; a lost one is made again at once, then every `RECONNECT_S`: at the address where it was, and now and
-   then at the one that the address book gives.
-3. When a machine says `Ended`, the process ends: a writer never resumes. During a takeover the next attempt begins instead,
-   as another writer, after a while that is drawn at random (two that want one partition would meet for ever).
-4. An open writer asks its stores every `WATCH_S` whether they have seen a higher epoch: when it is idle nobody else tells it,
-   and clients that have heard the other writer do not submit to this one.
+1. Before it is told to `take` a partition it only keeps its connections and the register's charter at hand: a warm spare.
+2. An attempt that comes to nothing before it has a log gives up, quietly. When a log says `Ended`, the process ends: a writer
+   never resumes.
+3. An open writer says every `writer_ping_ms` to its stores that it is there (who asks them hears that), and asks whether they
+   have seen a higher epoch: when it is idle nobody else tells it.
+4. A frame that went bad on a store's disk is given back to it from another one's (``mender``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from trilogue.actors.config import AddressBook, SessionConfig
-from trilogue.actors.protocol.errors import NotAuthorized, ProtocolError, TrilogueError, Unavailable
-from trilogue.actors.protocol.log import (
+from trilogue.actors.errands import Errands, WriterOrder
+from trilogue.actors.mender import mend
+from trilogue.actors.protocol.ensemble import Wish
+from trilogue.actors.protocol.errors import ProtocolError, Unavailable
+from trilogue.actors.protocol.log import LogWriter
+from trilogue.actors.protocol.ranges import Member
+from trilogue.actors.protocol.replication import (
     Committed,
+    CompareAndSet,
     Ended,
     Idle,
-    LogWriter,
-    MemberBack,
-    MemberLost,
     NotStored,
     SendFrames,
     Stored,
+    StoreLost,
+    StoreUp,
+    Tick,
 )
-from trilogue.actors.protocol.takeover import (
-    AskFence,
-    Fenced,
-    FenceRefused,
-    Fetch,
-    Fetched,
-    Inspect,
-    Inspected,
-    MemberUp,
-    TakenOver,
-    Takeover,
-)
-from trilogue.actors.protocol.vocabulary import APPEND, STORED, Code, FenceAnswer, Say, StoreView, TailEntry
+from trilogue.actors.protocol.vocabulary import APPEND, STORED, Code, Say, StoreView
+from trilogue.actors.protocol.writer import PartitionWriter, Recovered
 from trilogue.actors.pump import end_process, guarded, spawn
-from trilogue.actors.wire import Connection, Refused, connect, pack
+from trilogue.actors.register_client import RegisterClient
+from trilogue.actors.store_links import StoreLinks
+from trilogue.actors.where import where
+from trilogue.actors.wire import Connection, Refused, pack
 
 logger = logging.getLogger(__name__)
 
-RECONNECT_S = 0.1
-ASK_AGAIN_ATTEMPTS = 16
-"""A store that was restarted has its former address, as a rule, and is there before Ray's directory knows it."""
+HURRY_S = 0.01
+"""How often a takeover looks at the clock: a person waits for it."""
 
-WATCH_S = 1.0
-BACKOFF_S_MIN, BACKOFF_S_MAX = 0.1, 0.5
+MEND_S = 1.0
+CHARTER_STORES = 3
 
 
 class LogOwner(Protocol):
     """What a ReplicatedLog tells its SessionActor."""
 
-    async def log_is_taken(self, taken: TakenOver) -> None:
-        """All stores are equal: rebuild the sessions, then open."""
+    async def log_recovered(self, upto: int) -> None:
+        """All that an earlier epoch may have committed is committed: rebuild the sessions, then open."""
 
     def log_committed(self, upto: int) -> None:
-        """All frames up to `upto` are on all stores."""
+        """All frames up to `upto` are on all members' disks."""
 
     def log_waits(self, reason: str) -> None:
         """Nothing can be acked now; `reason` says why. An empty one: it goes on."""
 
+    def log_given_up(self, reason: str) -> None:
+        """The partition was not taken over: this process is a spare again."""
+
 
 class ReplicatedLog:
-    """The log of one partition: `start` it, then `propose` while there is a `next_index`."""
+    """The log of one partition: `start` it, `take` a partition, then `propose` while there is a `next_index`."""
 
     def __init__(self, config: SessionConfig, book: AddressBook, owner: LogOwner, own_address: Callable[[], str]) -> None:
-        self._config, self._book, self._owner, self._own_address = config, book, owner, own_address
+        self._config, self._owner, self._own_address = config, owner, own_address
         self._limits = config.limits
-        self._connections: dict[str, Connection] = {}
-        self._fenced: dict[str, Connection] = {}  # the connection on which a member was fenced for the open log
-        self._problems: dict[str, str] = {}
-        self._takeover: Takeover | None = None
+        self._links = StoreLinks(config, book, guarded(self._message), self._up, self._lost)
+        self._register = RegisterClient(
+            config.stores[:CHARTER_STORES], self._links.by_name, config.limits, others=lambda: config.stores
+        )
+        self._machine: PartitionWriter | None = None
+        self._errands: Errands | None = None
         self._log: LogWriter | None = None
+        self._began = self._ordered = time.monotonic()
+        self.partition = -1
         self.writer = ""
         self.epoch = 0  # of this writer; 0 before it has one
-        self.copies = len(config.stores)  # on how many stores a committed frame is
-        self._on_message = guarded(self._message)
+        self.copies = config.copies  # on how many stores a committed frame is
+        self.took_ms: dict[str, float] = {}  # how long after the order each step of the takeover was reached
+
+    # ------------------------------------------------------------------ what its SessionActor asks
 
     def start(self) -> None:
-        """Begin to connect, and to take the partition over."""
-        self._begin()
-        for store in self._config.stores:
-            spawn(self._keep_connected(store), f"connection to {store}")
+        """Begin to connect to the stores."""
+        self._links.start()
+        spawn(self._warm_up(), "the register's charter")
+
+    def take(self, partition: int) -> None:
+        """Take the partition over, as a new writer (design §6, rule 1)."""
+        assert self._machine is None
+        config = self._config
+        self.partition = partition
+        self.writer = uuid.uuid4().hex
+        self.took_ms = {}
+        self._ordered = time.monotonic()
+        preferred = config.ensemble(partition)
+        machine = self._machine = PartitionWriter(
+            log_id=config.log_id,
+            partition=partition,
+            writer=self.writer,
+            address=self._own_address(),
+            stores=preferred,
+            wish=Wish(config.copies, config.min_copies, (*preferred, *(s for s in config.stores if s not in preferred))),
+            limits=self._limits,
+        )
+        order = WriterOrder(machine, partition, self.writer, self._own_address())
+        self._errands = Errands(order, self._limits, self._links, self._register, self)
+        self._run(machine, machine.begin(self._links.members))
+        spawn(self._tick(machine), "ticks")
+        spawn(self._mend(machine), "mending")
 
     @property
     def committed(self) -> int:
-        """Up to which frame everything is on every store."""
+        """Up to which frame everything is on every member."""
         return self._log.committed if self._log is not None else 0
 
     @property
@@ -107,279 +135,202 @@ class ReplicatedLog:
         return log.last_index + 1 if log is not None and log.has_room else 0
 
     @property
+    def members(self) -> list[str]:
+        """The names of the stores that every frame goes to."""
+        return [member.name for member in self._log.members] if self._log is not None else []
+
+    @property
+    def spares(self) -> list[str]:
+        """The names of the stores that could take a lost one's place."""
+        return self._log.spares if self._log is not None else []
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """What is wrong with stores that are connected, by name."""
+        names = {member.key: member.name for member in self._links.members}
+        troubles = self._log.troubles if self._log is not None else {}
+        return {names.get(key, key): text for key, text in troubles.items()}
+
+    @property
+    def ranges(self) -> list[tuple[int, list[str]]]:
+        """Which stores hold the log from which frame on, for people."""
+        ranges = self._log.record.ranges if self._log is not None else ()
+        return [(one.first, [member.name for member in one.members]) for one in ranges]
+
+    @property
     def store_addresses(self) -> list[str]:
         """Where the connected stores are."""
-        return [connection.peer for connection in self._connections.values()]
+        return [connection.peer for connection in self._links.by_key.values()]
 
     def propose(self, payload: bytes, count: int) -> None:
-        """Make `payload` the next frame and send it to every store."""
+        """Make `payload` the next frame and send it to every member."""
         log = self._log
         assert log is not None
         self._send(log.epoch, log.connected, log.propose(payload, count))
 
     def idle(self) -> None:
         """Nothing has been waiting for a while: let the stores know what is committed."""
-        self._feed_log(Idle())
+        self._feed(Idle())
 
     async def ask(self, say: Say, *items: Any) -> Any:
-        """Ask a store, another one if that one is lost. Raises `Unavailable` when none answers."""
-        names = list(self._config.stores)
-        first = self._config.partition % len(names)
+        """Ask a store that holds the whole log, another one if that one is lost. Raises `Unavailable` when none answers."""
         problem: Exception | None = None
-        for name in names[first:] + names[:first]:
-            connection = self._connections.get(name)
+        for key in self._log.whole if self._log is not None else []:
+            connection = self._links.by_key.get(key)
             if connection is None:
                 continue
             try:
                 return await connection.request(say, *items)
             except (Unavailable, Refused) as error:
                 problem = error
-        raise Unavailable(f"no store of partition {self._config.partition} answers: {problem or self.why_waiting()}")
+        raise Unavailable(f"no store of partition {self.partition} answers: {problem or self.why_waiting()}")
+
+    async def where(self) -> dict[str, Any]:
+        """Where the partitions' writers are. Raises `Unavailable` when no store answers."""
+        return await where(self._links.by_key.values())
 
     def why_waiting(self) -> str:
         """Why nothing can be acked now, in words; empty when nothing is in the way."""
-        if self._takeover is not None:
-            return self._reasons(self._takeover.waiting_for) or self._takeover.phase
-        if self._log is not None:
-            return self._reasons(self._log.missing)
-        return "reading its sessions"
+        machine = self._machine
+        if machine is None:
+            return "it is a spare"
+        doing, missing = machine.why_waiting
+        return ", ".join(f"{name} ({self._links.why_missing(name)})" for name in missing) or doing
 
-    def _reasons(self, missing: list[str]) -> str:
-        return ", ".join(f"{store} ({self._problems.get(store, 'not connected')})" for store in missing)
+    # ------------------------------------------------------------------ stores come and go
 
-    # ------------------------------------------------------------------ connections
-
-    async def _keep_connected(self, store: str) -> None:
-        """Connect to the store, again and again, for as long as this process lives."""
-        address = ""
-        attempt = 0
+    async def _warm_up(self) -> None:
         while True:
-            lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             try:
-                attempt += 1
-                if not address or attempt % ASK_AGAIN_ATTEMPTS == 0:
-                    address = await self._book.address_of(store)
-                connection = await self._connect(store, address, lost)
-            except (Unavailable, NotAuthorized, ProtocolError, Refused) as error:
-                self._note(store, str(error))
-                await asyncio.sleep(RECONNECT_S)
-                continue
-            attempt = 0
-            self._connections[store] = connection
-            self._on_up(store, connection)
-            reason = await lost
-            del self._connections[store]
-            self._note(store, reason)
-            self._on_lost(store)
-
-    async def _connect(self, store: str, address: str, lost: asyncio.Future[str]) -> Connection:
-        def on_closed(_: Connection, reason: str) -> None:
-            if not lost.done():
-                lost.set_result(reason)
-
-        connection = await connect(
-            address, self._config.token, on_message=self._on_message, on_closed=on_closed, limits=self._limits
-        )
-        info = connection.peer_info
-        problem = ""
-        if info.get("name") != store or info.get("cluster") != self._config.cluster_id:
-            problem = f"{address} is {info.get('name')!r} of cluster {info.get('cluster')!r}, not {store} of this one"
-        elif not isinstance(info.get("store"), str) or not isinstance(info.get("incarnation"), int):
-            status = await connection.request(Say.STATUS)
-            problem = str(status.get("state", "not open yet"))
-        if problem:
-            connection.close()
-            raise Unavailable(problem)
-        return connection
-
-    def _note(self, store: str, problem: str) -> None:
-        if self._problems.get(store) != problem:
-            self._problems[store] = problem
-            self._owner.log_waits(self.why_waiting())
-
-    def _identity(self, connection: Connection) -> tuple[str, int]:
-        return (connection.peer_info["store"], connection.peer_info["incarnation"])
-
-    def _on_up(self, store: str, connection: Connection) -> None:
-        self._problems.pop(store, None)
-        if self._takeover is not None:
-            self._feed_takeover(MemberUp(store, self._identity(connection)))
-        elif self._log is not None:
-            spawn(self._fence_again(store, connection), f"fence of {store}")
-
-    def _on_lost(self, store: str) -> None:
-        if self._takeover is not None:
-            self._feed_takeover(MemberLost(store))
-        elif self._log is not None:
-            self._feed_log(MemberLost(store))
-        self._owner.log_waits(self.why_waiting())
-
-    async def _fence_again(self, store: str, connection: Connection) -> None:
-        """A member came back: fence it with the same (epoch, writer), and learn what it has."""
-        assert self._log is not None
-        try:
-            answer = await self._fence(connection, self._log.epoch)
-        except Unavailable as error:
-            connection.close(f"the fence was not answered: {error}")
-            return
-        except Refused as refusal:
-            if refusal.code == Code.DEPOSED:
-                end_process(f"{store} obeys another writer: {refusal}")
-            self._note(store, refusal.text)
-            await asyncio.sleep(RECONNECT_S)
-            connection.close("the fence was refused: try again")
-            return
-        if self._connections.get(store) is connection and self._fenced.get(store) is not connection:
-            self._fenced[store] = connection
-            self._feed_log(MemberBack(store, self._identity(connection), answer))
-            self._owner.log_waits(self.why_waiting())
-
-    async def _fence(self, connection: Connection, epoch: int) -> FenceAnswer:
-        value = await connection.request(Say.FENCE, self._config.partition, epoch, self.writer, self._own_address())
-        match value:
-            case [int(committed_upto), bool(certain), list(tail)]:
-                return FenceAnswer(committed_upto, certain, [TailEntry(*entry) for entry in tail])
-        raise ProtocolError("a fence's answer has an unknown shape")
-
-    # ------------------------------------------------------------------ the machines
-
-    def _begin(self) -> None:
-        """A new attempt: a new writer."""
-        self.writer = uuid.uuid4().hex
-        config = self._config
-        self._takeover = Takeover(log_id=config.log_id, partition=config.partition, stores=config.stores, limits=self._limits)
-        for store, connection in list(self._connections.items()):
-            self._feed_takeover(MemberUp(store, self._identity(connection)))
-
-    def _feed_takeover(self, event: Any) -> None:
-        takeover = self._takeover
-        assert takeover is not None
-        for effect in takeover.handle(event):
-            match effect:
-                case Inspect(store):
-                    spawn(self._do_inspect(takeover, store), f"inspection of {store}")
-                case AskFence(store, epoch):
-                    spawn(self._do_fence(takeover, store, epoch), f"fence of {store}")
-                case Fetch(store, first, last):
-                    spawn(self._do_fetch(takeover, store, first, last), f"frames of {store}")
-                case SendFrames(stores, frames):
-                    for frame in frames:
-                        self._send(takeover.epoch, stores, frame)
-                case TakenOver():
-                    self._takeover = None
-                    spawn(self._open(effect), "opening")
-                case Ended(text):
-                    logger.warning("partition %d: %s; another attempt follows", self._config.partition, text)
-                    self._owner.log_waits(text)
-                    self._takeover = None
-                    spawn(self._again(), "the next attempt")
-                    return
-
-    async def _again(self) -> None:
-        await asyncio.sleep(random.uniform(BACKOFF_S_MIN, BACKOFF_S_MAX))
-        self._begin()
-
-    async def _open(self, taken: TakenOver) -> None:
-        await self._owner.log_is_taken(taken)
-        self._log = taken.log
-        self.epoch = taken.log.epoch
-        spawn(self._watch(taken.log.epoch), "watch over the epoch")
-        # A store may have been lost and be back since it was made equal: each says once more what it holds.
-        for store, connection in list(self._connections.items()):
-            spawn(self._fence_again(store, connection), f"fence of {store}")
-
-    async def _watch(self, epoch: int) -> None:
-        while True:
-            await asyncio.sleep(WATCH_S)
-            for store, connection in list(self._connections.items()):
-                try:
-                    view = StoreView(*await connection.request(Say.INSPECT, self._config.partition))
-                except (Unavailable, Refused):
-                    continue
-                if view.epoch > epoch:
-                    end_process(f"{store} has seen epoch {view.epoch}: epoch {epoch} is over")
-
-    async def _do_inspect(self, takeover: Takeover, store: str) -> None:
-        try:
-            view = StoreView(*await self._connections[store].request(Say.INSPECT, self._config.partition))
-        except (Unavailable, Refused, KeyError) as error:
-            self._drop(store, f"it cannot be inspected: {error}")
-            return
-        if takeover is self._takeover:
-            self._feed_takeover(Inspected(store, view))
-
-    async def _do_fence(self, takeover: Takeover, store: str, epoch: int) -> None:
-        try:
-            event: Any = Fenced(store, await self._fence(self._connections[store], epoch))
-        except Refused as refusal:
-            if refusal.code != Code.DEPOSED:
-                await asyncio.sleep(RECONNECT_S)
-                self._drop(store, refusal.text)
+                await self._register.charter()
                 return
-            event = FenceRefused(store, refusal.text)
-        except (Unavailable, KeyError) as error:
-            self._drop(store, f"it cannot be fenced: {error}")
-            return
-        if takeover is self._takeover:
-            self._feed_takeover(event)
+            except (Unavailable, ProtocolError) as error:
+                logger.info("the register's charter is not known yet: %s", error)
 
-    async def _do_fetch(self, takeover: Takeover, store: str, first: int, last: int) -> None:
-        frames: list[bytes] = []
-        try:
-            frames = await self._connections[store].request(Say.FRAMES, self._config.partition, first, last)
-        except (TrilogueError, Refused, KeyError) as error:
-            logger.warning("partition %d: frames of %s cannot be read: %s", self._config.partition, store, error)
-        if takeover is self._takeover:
-            self._feed_takeover(Fetched(frames))
+    def _up(self, member: Member) -> None:
+        self._feed(StoreUp(member))
+        self._note()
 
-    def _drop(self, store: str, reason: str) -> None:
-        """End the connection: it is made again, and the store is asked again."""
-        if (connection := self._connections.get(store)) is not None:
-            connection.close(reason)
+    def _lost(self, key: str) -> None:
+        self._feed(StoreLost(key))
+        self._note()
 
-    def _feed_log(self, event: Any) -> None:
-        """Carry one event to the log writer, and its effects out. What happens to every frame does not come by here."""
-        log = self._log
-        assert log is not None
-        for effect in log.handle(event):
+    def _note(self) -> None:
+        if self._machine is not None:
+            self._owner.log_waits(self.why_waiting())
+
+    # ------------------------------------------------------------------ the machine
+
+    def reached(self, step: str) -> None:
+        """Note when a step of the takeover was reached, for people and benchmarks."""
+        self.took_ms.setdefault(step, round((time.monotonic() - self._ordered) * 1000, 1))
+
+    def _feed(self, event: Any) -> None:
+        machine = self._machine
+        if machine is not None:
+            self._run(machine, machine.handle(event))
+
+    def is_current(self, machine: PartitionWriter) -> bool:
+        """Whether this attempt is not over."""
+        return machine is self._machine
+
+    def answered(self, machine: PartitionWriter, event: Any) -> None:
+        """What an errand found out. What an earlier attempt asked for is nobody's any more."""
+        if machine is self._machine:
+            self._run(machine, machine.handle(event))
+
+    def waits(self, reason: str) -> None:
+        """An errand is held up."""
+        self._owner.log_waits(reason)
+
+    def _run(self, machine: PartitionWriter, effects: list[Any]) -> None:
+        errands = self._errands
+        assert errands is not None
+        for effect in effects:
             match effect:
                 case SendFrames(stores, frames):
                     for frame in frames:
-                        self._send(log.epoch, stores, frame)
+                        self._send(machine.epoch, stores, frame)
                 case Committed(upto):
                     self._owner.log_committed(upto)
+                case CompareAndSet():
+                    self.reached("claim")
+                    errands.run(effect)
+                case Recovered(upto):
+                    self.reached("recovered")
+                    spawn(self._owner.log_recovered(upto), "opening")
                 case Ended(text):
-                    end_process(f"partition {self._config.partition}, epoch {log.epoch}: {text}")
+                    self._over(machine, text)
+                    return
+                case _:
+                    errands.run(effect)
+        if machine.log is not None and self._log is None:
+            self._log, self.epoch = machine.log, machine.epoch
+            self.reached("tail")
+        if self._log is not None:
+            self.copies = self._log.copies
+
+    def _over(self, machine: PartitionWriter, text: str) -> None:
+        if machine.log is not None:
+            end_process(f"partition {self.partition}, epoch {machine.epoch}: {text}")
+        logger.info("partition %d was not taken over: %s", self.partition, text)
+        self._machine = None
+        self.partition = -1
+        self._owner.log_given_up(text)
+
+    async def _tick(self, machine: PartitionWriter) -> None:
+        pinged = 0.0
+        while machine is self._machine:
+            now = time.monotonic()
+            self.answered(machine, Tick(int((now - self._began) * 1000)))
+            if self._log is not None and now - pinged >= self._limits.writer_ping_ms / 1000:
+                pinged = now
+                for key in list(self._links.by_key):
+                    spawn(self._ping(machine, key), "ping of a store")
+            self._note()
+            await asyncio.sleep(self._limits.tick_ms / 1000 if self._log is not None else HURRY_S)
+
+    async def _mend(self, machine: PartitionWriter) -> None:
+        while machine is self._machine:
+            await asyncio.sleep(MEND_S)
+            if machine.log is not None:
+                await mend(self.partition, machine.epoch, self.writer, dict(self._links.by_key))
+
+    async def _ping(self, machine: PartitionWriter, key: str) -> None:
+        try:
+            answer = await self._links.by_key[key].request(Say.INSPECT, self.partition, machine.epoch, self.writer)
+        except (Unavailable, Refused, KeyError):
+            return
+        view = StoreView(*answer)
+        if view.epoch > machine.epoch:
+            end_process(f"a store has seen epoch {view.epoch}: epoch {machine.epoch} of partition {self.partition} is over")
+
+    # ------------------------------------------------------------------ frames
 
     def _send(self, epoch: int, stores: tuple[str, ...], frame: bytes) -> None:
         """One frame, never several: together they could be beyond what the wire takes."""
-        packed = pack([APPEND, self._config.partition, epoch, self.writer, [frame]])
+        packed = pack([APPEND, self.partition, epoch, self.writer, [frame]])
+        links = self._links.by_key
         for store in stores:
-            connection = self._connections.get(store)
+            connection = links.get(store)
             if connection is not None:
                 connection.send_packed(packed)
 
     def _message(self, connection: Connection, message: list[Any]) -> None:
-        store = connection.peer_info.get("name", "?")
-        if message[0] == STORED and len(message) == 5:  # 0.9 µs; with `case [int(), …]` it took 3.0: the pattern alone takes 2
+        store = self._links.keys.get(connection, "")
+        if message[0] == STORED and len(message) == 5:  # three of four: `case [int(), …]` would take 2 µs of the 3 it takes
             _, partition, epoch, index, crc = message
             if type(partition) is int and type(epoch) is int and type(index) is int and type(crc) is int:
-                if (log := self._log) is None:
+                log, machine = self._log, self._machine
+                if log is None or machine is None or log.changing or not machine.recovered:
                     self._feed(Stored(store, epoch, index, crc))
                 elif upto := log.stored(store, epoch, index, crc):
                     self._owner.log_committed(upto)
                 return
         match message:
             case [Say.NOT_STORED, int(), int(epoch), int(code), str(text)]:
-                if code == Code.FULL:
-                    self._note(store, text)
-                    self._drop(store, text)
                 self._feed(NotStored(store, epoch, Code(code), text))
+                if code == Code.FULL:
+                    self._links.drop(store, text)
             case _:
                 raise ProtocolError(f"{store} said something of unknown shape")
-
-    def _feed(self, event: Stored | NotStored) -> None:
-        if self._log is not None:
-            self._feed_log(event)
-        elif self._takeover is not None:
-            self._feed_takeover(event)

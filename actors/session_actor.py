@@ -1,4 +1,4 @@
-"""The owner of one partition: it serialises its sessions' messages and answers their readers (design §4, §8, §9).
+"""The owner of one partition, or a spare: it serialises its sessions' messages and answers their readers (design §4, §8, §9).
 
 Owns the streams to clients, and the way of a message between the pure machines: ``protocol.sequencer`` gives seqs,
 ``replicated_log`` makes frames durable, ``protocol.subscriptions`` tells readers. It must not know Ray or files. Rules:
@@ -7,6 +7,7 @@ Owns the streams to clients, and the way of a message between the pure machines:
 2. Nothing is submitted here before `OPEN` was said; `WAITING` says why not yet, and whether reads are served meanwhile.
 3. When more waits than `waiting_bytes_max`, clients are not read from until half of it has gone: they feel it as back-pressure.
 4. Reads go to a store, within what this writer knows to be committed.
+5. It starts as a spare and takes one partition, when it is told to (`TAKE`). Who loses its partition ends its process.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from trilogue.actors.protocol.subscriptions import (
     Subscriptions,
 )
 from trilogue.actors.protocol.subscriptions import Effect as SubscriptionEffect
-from trilogue.actors.protocol.takeover import TakenOver
 from trilogue.actors.protocol.vocabulary import ACKED, SUBMIT, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.replicated_log import ReplicatedLog
@@ -53,13 +53,16 @@ from trilogue.actors.wire import Refused as RequestRefused
 READ_AGAIN_S = 0.2
 
 
+SPARE = "it is a spare: it owns no partition"
+
+
 class SessionActor:
-    """One partition's owner. Made inside a running event loop; `ready` waits until it listens."""
+    """One partition's owner, or a spare. Made inside a running event loop; `ready` waits until it listens."""
 
     def __init__(self, config: SessionConfig, book: AddressBook) -> None:
         self._config = config
         self._limits = config.limits
-        self._sequencer = Sequencer(config.partition, config.partitions, config.limits)
+        self._sequencer = Sequencer(0, config.partitions, config.limits)  # of no use before a partition is taken
         self._subscriptions = Subscriptions(config.limits.history_messages_max)
         self._info = {"role": "session", "name": config.name, "cluster": config.cluster_id, "pid": os.getpid()}
         self._server = Server(
@@ -69,7 +72,8 @@ class SessionActor:
         self._log = ReplicatedLog(config, book, self, lambda: self._server.address)
         self._loop = asyncio.get_running_loop()
         self._open = False
-        self._waiting_text = "it has just started"
+        self._waiting_text = SPARE
+        self._given_up = ""  # why it did not become the owner of what it was told to take, the last time
         self._paused = False
         self._cut = guarded(self._cut_now)
         self._cut_is_due = False
@@ -97,11 +101,16 @@ class SessionActor:
             "name": self._config.name,
             "pid": os.getpid(),
             "address": self._server.address,
-            "state": "open" if self._open and not self._waiting_text else f"waiting: {self._waiting_text}",
-            "partition": self._config.partition,
+            "state": self._state(),
+            "gave_up": self._given_up,
+            "partition": self._partition if self._partition >= 0 else None,
             "epoch": self._log.epoch,
             "copies": self._log.copies,
-            "stores": list(self._config.stores),
+            "members": self._log.members,
+            "spares": self._log.spares,
+            "ranges": self._log.ranges,
+            "troubles": self._log.troubles,
+            "took_ms": self._log.took_ms,
             "committed": self._log.committed,
             "sessions": len(self._sequencer.sessions),
             "connections": len(self._server.connections),
@@ -109,17 +118,25 @@ class SessionActor:
             "waiting_bytes": self._sequencer.waiting_bytes,
         }
 
+    @property
+    def _partition(self) -> int:
+        return self._log.partition
+
+    def _state(self) -> str:
+        if self._partition < 0:
+            return "spare"
+        return "open" if self._open and not self._waiting_text else f"waiting: {self._waiting_text}"
+
     # ------------------------------------------------------------------ what the log tells
 
-    async def log_is_taken(self, taken: TakenOver) -> None:
+    async def log_recovered(self, upto: int) -> None:
         """Rebuild the sessions from a store's index (design §6), which is asked for all frames: none that is behind can answer,
         and one that is ahead has served another writer. Then open."""
-        sequencer = Sequencer(self._config.partition, self._config.partitions, self._limits)
+        sequencer = Sequencer(self._partition, self._config.partitions, self._limits)
         session_at = sender_at = 0
         while True:
-            page = await self._sessions_page(taken.log.last_index, session_at, sender_at)
-            items, session_at, sender_at, last_stored_at_us, covered = page
-            if covered != taken.log.last_index:
+            items, session_at, sender_at, last_stored_at_us, covered = await self._sessions_page(upto, session_at, sender_at)
+            if covered != upto:
                 end_process(f"a store has committed frames up to {covered}: another writer took this partition over")
             sequencer.restore_clock(last_stored_at_us)
             if not items:
@@ -128,15 +145,23 @@ class SessionActor:
                 sequencer.restore_session(name, last_seq, last_n)
         self._sequencer = sequencer
         self._open = True
+        self._log.reached("open")
+        self.log_waits(self._log.why_waiting())
+        self._schedule_idle()
 
     async def _sessions_page(self, upto: int, session_at: int, sender_at: int) -> list[Any]:
         while True:
             try:
-                page: list[Any] = await self._log.ask(Say.SESSIONS, self._config.partition, upto, session_at, sender_at)
+                page: list[Any] = await self._log.ask(Say.SESSIONS, self._partition, upto, session_at, sender_at)
                 return page
             except Unavailable as error:
                 self.log_waits(str(error))
                 await asyncio.sleep(READ_AGAIN_S)
+
+    def log_given_up(self, reason: str) -> None:
+        """The partition was not taken over: a spare again."""
+        self._given_up = reason
+        self.log_waits(SPARE)
 
     def log_waits(self, reason: str) -> None:
         """Tell the clients why nothing can be acked now, or that it goes on."""
@@ -199,7 +224,7 @@ class SessionActor:
             connection.pause_reading()
 
     def _greet(self, connection: Connection) -> None:
-        partition = self._config.partition
+        partition = self._partition
         if self._open and not self._waiting_text:
             limits = self._limits
             connection.send([Say.OPEN, partition, self._log.epoch, self._log.copies, limits.body_bytes_max])
@@ -215,7 +240,7 @@ class SessionActor:
             runs = message[1]
             check_runs(runs, self._limits.run_messages_max)
             if not self._open:
-                raise ProtocolError(f"partition {self._config.partition} is not open: wait for OPEN before you submit")
+                raise ProtocolError(f"partition {self._partition} is not open: wait for OPEN before you submit")
             if effects := self._sequencer.submit(connection, runs, time.time_ns() // 1000):
                 self._run_effects(effects)
             if not self._cut_is_due:  # `_schedule_cut` without its call: 0.1 µs, in cold caches 0.3
@@ -244,13 +269,16 @@ class SessionActor:
                 case _:
                     raise ProtocolError("a number to give up has an unknown shape")
         if not self._open:
-            raise ProtocolError(f"partition {self._config.partition} is not open: wait for OPEN")
+            raise ProtocolError(f"partition {self._partition} is not open: wait for OPEN")
         self._run_effects(self._sequencer.handle(GivenUp(connection, numbers, time.time_ns() // 1000)))
         self._schedule_cut()
 
     def _on_request(self, connection: Connection, say: int, request: int, arguments: list[Any]) -> None:
         if say == Say.PING:
-            connection.reply(request, ["session", self._config.name])
+            connection.reply(request, ["session", self._config.name, self._partition, self._log.epoch, self._state()])
+            return
+        if say == Say.TAKE:
+            self._take(connection, request, arguments)
             return
         if say == Say.STATUS:
             answer_later(connection, request, self.status)
@@ -283,9 +311,24 @@ class SessionActor:
         except _NotHere as error:
             connection.refuse(request, Code.NOT_HERE, str(error))
 
+    def _take(self, connection: Connection, request: int, arguments: list[Any]) -> None:
+        """The Supervisor's order. Whether the partition may be taken, the stores and the register say."""
+        match arguments:
+            case [int(partition), int()] if 0 <= partition < self._config.partitions:
+                pass
+            case _:
+                raise ProtocolError("an order to take a partition has an unknown shape")
+        if self._partition not in (-1, partition):
+            connection.refuse(request, Code.OVERLOADED, f"{self._config.name} owns partition {self._partition}")
+            return
+        if self._partition < 0:
+            self._log.take(partition)
+            self.log_waits(self._log.why_waiting())
+        connection.reply(request, None)
+
     def _check_session(self, session: Any) -> str:
         if not self._sequencer.owns(check_session(session)):
-            raise _NotHere(f"session {session!r} is not in partition {self._config.partition}: look it up again")
+            raise _NotHere(f"session {session!r} is not in partition {self._partition}: look it up again")
         return str(session)
 
     def _check_read(self, session: Any, after: Any, limit: Any) -> None:
@@ -298,7 +341,7 @@ class SessionActor:
     # ------------------------------------------------------------------ reading
 
     async def _where(self) -> dict[str, Any]:
-        route: dict[str, Any] = await self._log.ask(Say.WHERE)
+        route = await self._log.where()
         route["addresses"] = sorted({*route["addresses"], *self._log.store_addresses, self._server.address})
         return route
 
@@ -309,7 +352,7 @@ class SessionActor:
         return [await self._page(session, after, min(limit, head - after)), head]
 
     async def _page(self, session: str, after: int, limit: int) -> list[Any]:
-        page: list[Any] = await self._log.ask(Say.RUNS, self._config.partition, self._log.committed, session, after, limit)
+        page: list[Any] = await self._log.ask(Say.RUNS, self._partition, self._log.committed, session, after, limit)
         return page
 
     def _heads(self, sessions: list[Any]) -> list[int]:
@@ -384,7 +427,7 @@ class SessionActor:
         records: list[Record] | None
         try:
             raw = await self._log.ask(
-                Say.RECALL, self._config.partition, self._log.committed,
+                Say.RECALL, self._partition, self._log.committed,
                 retry.session, retry.sender_id, retry.first_n, retry.last_n,
             )  # fmt: skip
             records = [unpack_record(item) for item in raw]

@@ -9,6 +9,13 @@ the other stores are. Rules:
 3. A full disk makes a failed member: appends and fences are refused, reads are served; when there is room again the process
    ends, and its successor opens the journal anew.
 4. A journal that cannot be opened is never served: `status` says why, and every request is refused with it.
+5. The acceptor of the register is a thing of its own in the same directory: it answers also while the journal is full or
+   refused, and the journal serves also while the acceptor is refused.
+6. A store whose directory vanished or was replaced has lost what it promised: its process ends, and its successor is a new
+   store.
+7. Who was heard last, in each partition, and when: the fenced writer, by any request that it is obeyed in (an INSPECT that
+   names it, too). A writer whose connection was closed is not heard at all. A spare asks for it before it takes over.
+8. A frame that went bad is taken back from a partition's writer, if it is the very one that was stored (``scrubber``).
 """
 
 from __future__ import annotations
@@ -20,14 +27,18 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from trilogue.actors.acceptor import VOTES, Acceptor
 from trilogue.actors.config import StoreConfig
 from trilogue.actors.journal import (
     Entry,
     FenceRecord,
+    FillRecord,
+    FrameFilled,
     FrameFound,
+    JoinRecord,
     Journal,
     JournalFull,
-    Position,
+    directory_mark,
     open_identity,
     try_lock,
 )
@@ -37,25 +48,33 @@ from trilogue.actors.protocol.errors import (
     DirectoryInUse,
     ProtocolError,
 )
-from trilogue.actors.protocol.invariants import require
+from trilogue.actors.protocol.holdings import Fence, Interval
 from trilogue.actors.protocol.store import (
     AppendAsked,
     Event,
-    Fence,
     FenceAsked,
+    FillAsked,
+    JoinAsked,
     StoreState,
+    SyncFirst,
     Tell,
+    Write,
     WriteFence,
+    WriteFill,
     WriteFrame,
+    WriteJoin,
 )
 from trilogue.actors.protocol.vocabulary import APPEND, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
+from trilogue.actors.scrubber import Held, Scrubber
 from trilogue.actors.server import Server, answer_later, listen_preferring
+from trilogue.actors.store_places import FramePlaces
 from trilogue.actors.store_reader import READS, StoreReader
 from trilogue.actors.wire import Connection
 
 LOCK_RETRY_S = 0.1
-ROOM_CHECK_S = 1.0
+CHECK_S = 1.0
+EPOCH_END = 1 << 63
 _APPEND_TYPES = [int, int, int, str, list]
 _FRAMES_TYPES = {bytes}  # there is a frame, and all are bytes
 _new = tuple.__new__
@@ -69,15 +88,19 @@ class StoreActor:
         self._limits = config.limits
         self._partitions = config.partitions
         self._state = StoreState(config.log_id, config.limits)
-        self._positions: dict[int, list[Position]] = {}
+        self._places: dict[int, FramePlaces] = {}
         self._journal: Journal | None = None
+        self._acceptor: Acceptor | None = None
+        self._acceptor_problem: DataError | None = None
         self._problem: DataError | None = None
         self._full = False
-        self._buffers: list[bytes | FenceRecord] = []
-        self._writes: list[WriteFrame | WriteFence] = []
+        self._buffers: list[bytes | FenceRecord | JoinRecord | FillRecord] = []
+        self._writes: list[Write] = []
         self._tells: list[Tell] = []
         self._flush_is_due = False
+        self._heard: dict[int, tuple[Connection, float]] = {}
         self._reader: StoreReader | None = None
+        self._scrubber: Scrubber | None = None
         self._loop = asyncio.get_running_loop()
         self._settled: asyncio.Future[None] = self._loop.create_future()
         self._info: dict[str, Any] = {
@@ -114,14 +137,17 @@ class StoreActor:
             "store": self._info.get("store"),
             "incarnation": self._info.get("incarnation"),
             "journal": journal.status() if journal is not None else None,
+            "register": self._acceptor.status() if self._acceptor is not None else str(self._acceptor_problem or "not open"),
+            "scrubber": self._scrubber.status() if self._scrubber is not None else None,
             "disk_bytes_free": shutil.disk_usage(self._config.directory).free if journal is not None else None,
             "partitions": {
                 partition: {
                     "epoch": state.fence.epoch,
                     "writer": state.fence.address,
+                    "base": state.base,
                     "last_index": state.last_index,
                     "committed_upto": state.committed_upto,
-                    "certain": state.uncertain_epoch < 0,
+                    "certain": state.certain,
                 }
                 for partition, state in sorted(self._state.partitions.items())
             },
@@ -145,22 +171,39 @@ class StoreActor:
             raise  # the process ends; its successor finds the directory free, or says the same
         except DataError as problem:
             self._settle(problem)
-            return
-        self._reader = StoreReader(self._journal, self._positions, self._limits)
-        self._full = self._journal.full
-        identity = self._journal.identity
+        else:
+            self._serve(self._journal)
+        end_process(await self._reason_to_end(directory_mark(self._config.directory)))
+
+    def _serve(self, journal: Journal) -> None:
+        self._reader = StoreReader(journal, self._places, self._committed_upto, self._found_bad, self._limits)
+        held = Held(self._state.partitions, self._places)
+        self._scrubber = Scrubber(journal.directory, held, self._reader.readable_again, self._limits)
+        self._full = journal.full
+        identity = journal.identity
         settle_process()
         self._info.update(store=identity.store, incarnation=identity.incarnation)
         self._settle(None)
-        await self._until_there_is_room_again()
-        end_process("the disk has room again: the journal is opened anew")
+        spawn(self._reader.keep_up(), "the indexes")
+        spawn(self._scrubber.run(), "the scrubber")
 
-    async def _until_there_is_room_again(self) -> None:
-        """Returns when the disk was full and is not any more: for most stores, never."""
+    def _found_bad(self, partition: int, index: int, problem: str) -> None:
+        """The reader's thread could not read a frame."""
+        if self._scrubber is not None:
+            self._loop.call_soon_threadsafe(self._scrubber.found_bad, partition, index, problem)
+
+    def _committed_upto(self, partition: int) -> int:
+        state = self._state.partitions.get(partition)
+        return state.committed_upto if state is not None else 0
+
+    async def _reason_to_end(self, directory: tuple[int, ...]) -> str:
+        """Returns when the process must end, to begin anew: for most stores, never."""
         while True:
-            await asyncio.sleep(ROOM_CHECK_S)
+            await asyncio.sleep(CHECK_S)
+            if directory_mark(self._config.directory) != directory:
+                return f"{self._config.directory} is gone, or another one: what was promised here is lost"
             if self._full and shutil.disk_usage(self._config.directory).free >= 2 * self._limits.journal_file_bytes:
-                return
+                return "the disk has room again: the journal is opened anew"
 
     def _settle(self, problem: DataError | None) -> None:
         self._problem = problem
@@ -179,22 +222,41 @@ class StoreActor:
                     raise
                 await asyncio.sleep(LOCK_RETRY_S)
         identity = open_identity(directory, cluster=config.cluster_id, log_id=config.log_id, fresh_store=uuid.uuid4().hex)
+        await asyncio.to_thread(self._open_acceptor, directory)
         return await asyncio.to_thread(Journal.open, directory, identity, self._limits, self._replay)
+
+    def _open_acceptor(self, directory: Path) -> None:
+        try:
+            self._acceptor = Acceptor.open(
+                directory, cluster=self._config.cluster_id, fresh_acceptor=uuid.uuid4().hex, limits=self._limits
+            )
+        except DataError as problem:
+            self._acceptor_problem = problem
 
     def _replay(self, entry: Entry) -> None:
         if isinstance(entry, FrameFound):
+            partition = entry.header.partition
             self._state.replay_frame(entry.header)
-            self._place(entry.header.partition, entry.header.index, entry.position)
+            self._places_of(partition).take(entry.header.index, entry.position)
+        elif isinstance(entry, FrameFilled):
+            partition = entry.header.partition
+            self._state.replay_fill(entry.header)
+            self._places_of(partition).fill(entry.header.index, entry.position, self._state.partition(partition).base)
         elif isinstance(entry, FenceRecord):
             self._state.replay_fence(entry.partition, Fence(entry.epoch, entry.writer, entry.address))
+        elif isinstance(entry, JoinRecord):
+            partition, fence = entry.partition, Fence(entry.epoch, entry.writer, entry.address)
+            kept = self._state.replay_join(partition, fence, entry.number, entry.first, entry.prev_crc, entry.intervals)
+            if kept is not None:
+                self._places_of(partition).join(entry.first, kept, self._state.partition(partition).base)
         else:
             self._state.replay_incarnation()
 
-    def _place(self, partition: int, index: int, position: Position) -> None:
-        places = self._positions.setdefault(partition, [])
-        del places[index - 1 :]
-        places.append(position)
-        require(len(places) == index, "the place of frame {} is not its own", index)
+    def _places_of(self, partition: int) -> FramePlaces:
+        places = self._places.get(partition)
+        if places is None:
+            places = self._places[partition] = FramePlaces()
+        return places
 
     # ------------------------------------------------------------------ taking messages
 
@@ -209,8 +271,16 @@ class StoreActor:
             raise ProtocolError("an append of unknown shape")
         match message:
             case [Say.FENCE, int(request), int(partition), int(epoch), str(writer), str(address)]:
-                if 0 <= partition < self._config.partitions and epoch > 0:
+                if 0 <= partition < self._partitions and 0 < epoch < EPOCH_END:
                     self._decide(FenceAsked(connection, request, partition, epoch, writer, address))
+                    return
+            case [Say.JOIN, int(request), int(partition), int(epoch), str(writer), str(address), *asked]:
+                if 0 <= partition < self._partitions and 0 < epoch < EPOCH_END and (join := _join_of(asked)) is not None:
+                    self._decide(JoinAsked(connection, request, partition, epoch, writer, address, *join))
+                    return
+            case [Say.FILL, int(request), int(partition), int(epoch), str(writer), [*frames]]:
+                if 0 <= partition < self._partitions and {*map(type, frames)} <= _FRAMES_TYPES:
+                    self._decide(FillAsked(connection, request, partition, epoch, writer, frames))
                     return
             case [int(), int(request), *arguments]:
                 self._on_request(connection, message[0], request, arguments)
@@ -222,19 +292,63 @@ class StoreActor:
             connection.reply(request, ["store", self._config.name])
         elif say == Say.STATUS:
             answer_later(connection, request, self.status)
+        elif say in VOTES:
+            self._on_vote(connection, request, say, arguments)
         elif self._journal is None:
             connection.refuse(request, Code.UNAVAILABLE, f"{self._config.name} is not open: {self._state_text()}")
         elif say == Say.WHERE:
             connection.reply(request, self._route())
         elif say == Say.PARTITIONS:
-            connection.reply(request, sorted(self._positions))
-        elif say == Say.INSPECT and len(arguments) == 1 and arguments[0] in range(self._config.partitions):
-            connection.reply(request, list(self._state.view(arguments[0])))
+            connection.reply(request, sorted(partition for partition, places in self._places.items() if not places.empty))
+        elif say == Say.INSPECT and len(arguments) in (1, 3) and arguments[0] in range(self._partitions):
+            self._on_inspect(connection, request, *arguments)
+        elif say == Say.HEARD and len(arguments) == 1 and arguments[0] in range(self._partitions):
+            connection.reply(request, self._heard_of(arguments[0]))
+        elif say == Say.DAMAGED and len(arguments) == 1 and (scrubber := self._scrubber) is not None:
+            connection.reply(request, scrubber.damaged(arguments[0]))
+        elif say == Say.REPAIR:
+            self._on_repair(connection, request, arguments)
         elif say in READS and (reader := self._reader) is not None:
             read = reader.reading(say, arguments)
             answer_later(connection, request, lambda: reader.answer(read))
         else:
             raise ProtocolError(f"a store knows no request {say} of this shape")
+
+    def _on_vote(self, connection: Connection, request: int, say: int, arguments: list[Any]) -> None:
+        if self._acceptor is not None:
+            self._acceptor.serve(connection, request, say, arguments)
+        elif self._acceptor_problem is not None:
+            connection.refuse(request, Code.CORRUPT, str(self._acceptor_problem))
+        else:
+            connection.refuse(request, Code.UNAVAILABLE, f"{self._config.name} is not open: {self._state_text()}")
+
+    def _on_repair(self, connection: Connection, request: int, arguments: list[Any]) -> None:
+        scrubber = self._scrubber
+        match arguments:
+            case [int(partition), int(epoch), str(), [*frames]] if (
+                partition in range(self._partitions) and scrubber is not None
+            ):
+                in_force = self._state.partition(partition).fence.epoch
+                if epoch < in_force:
+                    connection.refuse(request, Code.DEPOSED, f"epoch {in_force} holds partition {partition}, not {epoch}")
+                    return
+                if {*map(type, frames)} <= _FRAMES_TYPES:
+                    answer_later(connection, request, lambda: scrubber.repair(partition, frames))
+                    return
+        raise ProtocolError("a repair of unknown shape")
+
+    def _on_inspect(self, connection: Connection, request: int, partition: int, epoch: int = 0, writer: str = "") -> None:
+        if self._state.partition(partition).obeys(epoch, writer):
+            self._heard[partition] = (connection, self._loop.time())
+        connection.reply(request, list(self._state.view(partition)))
+
+    def _heard_of(self, partition: int) -> list[int]:
+        """[epoch, for how many ms its writer was not heard]; -1: it has no connection here, or was never heard."""
+        epoch = self._state.partition(partition).fence.epoch
+        heard = self._heard.get(partition)
+        if heard is None or heard[0].closed:
+            return [epoch, -1]
+        return [epoch, int(1000 * (self._loop.time() - heard[1]))]
 
     def _route(self) -> dict[str, Any]:
         writers = {partition: [fence.epoch, fence.address] for partition, fence in self._state.fences()}
@@ -259,10 +373,16 @@ class StoreActor:
             elif isinstance(effect, Tell):
                 if effect.after_sync:
                     self._tells.append(effect)
+                    # Only who is obeyed is answered in this way.
+                    self._heard[event.partition] = (effect.source, self._loop.time())
                 else:
                     effect.source.send(effect.message)
+            elif isinstance(effect, SyncFirst):
+                self._flush_now()
+                if self._full:
+                    return  # what follows would leave a hole
             else:
-                self._buffers.append(FenceRecord(effect.partition, *effect.fence))
+                self._buffers.append(record_of(effect))
                 self._writes.append(effect)
         if not self._flush_is_due and (self._buffers or self._tells):
             self._flush_is_due = True
@@ -271,14 +391,15 @@ class StoreActor:
     def _refuse(self, event: Event) -> None:
         code = Code.FULL if self._full else Code.CORRUPT if isinstance(self._problem, Corrupt) else Code.UNAVAILABLE
         text = f"{self._config.name} is not open: {self._state_text()}"
-        if isinstance(event, FenceAsked):
-            event.source.refuse(event.request_id, code, text)
-        else:
+        if isinstance(event, AppendAsked):
             event.source.send([Say.NOT_STORED, event.partition, event.epoch, int(code), text])
+        else:
+            event.source.refuse(event.request_id, code, text)
 
     def _flush_now(self) -> None:
         """One write and one `fdatasync` for all that waits, then the answers."""
         self._flush_is_due = False
+        self._state.synced()
         buffers, writes, tells = self._buffers, self._writes, self._tells
         self._buffers, self._writes, self._tells = [], [], []
         journal = self._journal
@@ -291,12 +412,12 @@ class StoreActor:
                 return
             for write, position in zip(writes, positions, strict=True):
                 if isinstance(write, WriteFrame):
-                    partition, index = write.partition, write.frame_index
-                    places = self._positions.get(partition)
-                    if places is not None and len(places) == index - 1:
-                        places.append(position)
-                    else:
-                        self._place(partition, index, position)
+                    places = self._places.get(write.partition) or self._places_of(write.partition)
+                    places.take(write.frame_index, position)
+                elif isinstance(write, WriteFill):
+                    self._places_of(write.partition).fill(write.frame_index, position, write.base)
+                elif isinstance(write, WriteJoin) and write.kept is not None:
+                    self._places_of(write.partition).join(write.first, write.kept, write.base)
         for source, message, _ in tells:
             source.send(message)
 
@@ -305,3 +426,23 @@ class StoreActor:
         self._full = True
         for source, _, _ in tells:
             source.close(f"{self._config.name} has a full disk: nothing of this was stored")
+
+
+def record_of(write: WriteFence | WriteJoin | WriteFill) -> FenceRecord | JoinRecord | FillRecord:
+    """What the journal is given."""
+    if isinstance(write, WriteFill):
+        return FillRecord(write.partition, write.frame)
+    if isinstance(write, WriteJoin):
+        return JoinRecord(write.partition, *write.fence, write.number, write.first, write.prev_crc, tuple(write.intervals))
+    return FenceRecord(write.partition, *write.fence)
+
+
+def _join_of(asked: list[Any]) -> tuple[int, int, int, list[Interval]] | None:
+    """[number, first, prev_crc, intervals] of a JOIN; nothing if they make no sense."""
+    match asked:
+        case [int(number), int(first), int(prev_crc), [*pairs]] if number > 0 and first > 0 and 0 <= prev_crc < 1 << 32:
+            if all(isinstance(pair, list) and [*map(type, pair)] == [int, int] for pair in pairs):
+                intervals = [(start, end) for start, end in pairs]
+                if all(0 < start <= end for start, end in intervals) and (first > 1 or prev_crc == 0):
+                    return number, first, prev_crc, intervals
+    return None

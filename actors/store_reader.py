@@ -1,36 +1,61 @@
 """What a store reads back for those who ask (design §9): frames, sessions' states, runs, a retry's originals.
 
 Owns the one thread that reads, and each partition's index. It must not know connections, fences or the append path: it is given
-the journal and the places of what is on disk. Rules:
+the journal, the places of what is on disk and, for each partition, what is known to be committed. Rules:
 
-1. An index is only touched in the reader's thread; it takes in frames only up to what the asking writer vouches for.
+1. An index is only touched in the reader's thread; it takes in frames only up to what the asking writer vouches for, or what
+   the store itself knows to be committed.
 2. Whatever leaves here was checked against a CRC after it was read.
+3. Indexes exist for partitions that are here from frame 1 on. All else is `Unavailable`: a store that lacks the beginning would
+   answer "no such session" by mistake. A frame, though, is given whoever asks for it by its index.
+4. Indexes are kept up in the background, so that a takeover finds them ready: with a tenth of the time at most while the store
+   writes, with all of it while it does not.
+5. A frame that cannot be read is told, so that it is taken back from a peer (`found_bad`, called in the reader's thread).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Any
 
-from trilogue.actors.journal import Journal, Position
-from trilogue.actors.protocol.errors import ProtocolError, Unavailable
+from trilogue.actors.journal import Journal
+from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.store_index import Place, StoreIndex
+from trilogue.actors.store_places import FramePlaces
 
 READS = (Say.FRAMES, Say.SESSIONS, Say.RUNS, Say.RECALL)
+SLICE_S = 0.0005
+"""How long the thread works on indexes before others may have it: an append that comes meanwhile waits for it."""
+RESTS_WHILE_BUSY = 9
+"""How many times as long as a slice it rests after it while the store writes: a tenth of the time is its share."""
+QUIET_S = 0.25
+"""A store that wrote nothing for so long is not busy."""
+LOOK_AGAIN_S = 0.1
 
 
 class StoreReader:
-    """The reads of one store. `positions` maps a partition to its frames' places, in order; the store keeps it up to date."""
+    """The reads of one store. `places` maps a partition to its frames' places; the store keeps it up to date."""
 
-    def __init__(self, journal: Journal, positions: dict[int, list[Position]], limits: Limits) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        places: Mapping[int, FramePlaces],
+        committed_upto: Callable[[int], int],
+        found_bad: Callable[[int, int, str], None],
+        limits: Limits,
+    ) -> None:
         self._journal = journal
-        self._positions = positions
+        self._places = places
+        self._committed_upto = committed_upto
+        self._found_bad = found_bad
         self._limits = limits
         self._indexes: dict[int, StoreIndex] = {}
+        self._unreadable: set[int] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trilogue-read")
 
     async def answer(self, read: Callable[[], Any]) -> Any:
@@ -56,27 +81,89 @@ class StoreReader:
                 )
         raise ProtocolError(f"a read {say} of unknown shape")
 
+    def readable_again(self, partition: int) -> None:
+        """A frame of the partition that could not be read is whole again."""
+        self._unreadable.discard(partition)
+
+    async def keep_up(self) -> None:
+        """Keep the indexes up, for ever (rule 4)."""
+        clock = asyncio.get_running_loop().time
+        syncs, wrote_at = self._journal.fdatasyncs, clock()
+        while True:
+            behind, took_s = await self.answer(self._catch_up_a_little)
+            if self._journal.fdatasyncs != syncs:
+                syncs, wrote_at = self._journal.fdatasyncs, clock()
+            if not behind:
+                await asyncio.sleep(LOOK_AGAIN_S)
+            else:
+                await asyncio.sleep(RESTS_WHILE_BUSY * took_s if clock() - wrote_at < QUIET_S else 0)
+
+    def _catch_up_a_little(self) -> tuple[bool, float]:
+        began = monotonic()
+        behind = False
+        for partition in list(self._places):
+            try:
+                behind = self._catch_up(partition, began + SLICE_S) or behind
+            except Unavailable:
+                continue  # its base has moved
+            except Corrupt:
+                self._unreadable.add(partition)  # who asks for it will be told
+        return behind, monotonic() - began
+
+    def _catch_up(self, partition: int, deadline: float) -> bool:
+        """Take committed frames into the partition's index until the deadline; whether there are more."""
+        places = self._places[partition]
+        if places.base != 1 or partition in self._unreadable:
+            return False
+        upto = min(self._committed_upto(partition), places.last_index)
+        index = self._indexes.setdefault(partition, StoreIndex())
+        while index.upto < upto:
+            if monotonic() >= deadline:
+                return True
+            index.catch_up(index.upto + 1, lambda i: self._frame(partition, i))
+        return False
+
     def _index(self, partition: int, upto: int) -> StoreIndex:
         """The partition's index, with every frame up to `upto`, which its writer vouches for."""
-        if upto > len(self._positions.get(partition, ())):
+        places = self._places.get(partition)
+        if places is not None and places.base != 1:
+            raise Unavailable(f"this store holds partition {partition} from frame {places.base} on only: ask another one")
+        if upto > (places.last_index if places is not None else 0):
             raise Unavailable(f"this store does not hold frame {upto} of partition {partition} yet: ask again")
         index = self._indexes.setdefault(partition, StoreIndex())
         index.catch_up(upto, lambda i: self._frame(partition, i))
         return index
 
     def _frame(self, partition: int, index: int) -> bytes:
-        return self._journal.read(self._positions[partition][index - 1])
+        position = self._places[partition].at(index)
+        if position is None:
+            raise Unavailable(f"this store does not hold frame {index} of partition {partition} any more: ask another one")
+        return self._read(partition, index, lambda: self._journal.read(position))
 
     def _record(self, partition: int, place: Place) -> bytes:
-        position = self._positions[partition][place.frame_index - 1]
-        return self._journal.read_part(position, place.offset, place.size, place.crc)
+        position = self._places[partition].at(place.frame_index)
+        if position is None:
+            raise Unavailable(f"this store does not hold frame {place.frame_index} any more: ask another one")
+        part = position, place.offset, place.size, place.crc
+        return self._read(partition, place.frame_index, lambda: self._journal.read_part(*part))
+
+    def _read(self, partition: int, index: int, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except Corrupt as error:
+            self._found_bad(partition, index, str(error))
+            raise
 
     def _frames(self, partition: int, first: int, last: int) -> list[bytes]:
+        """The frames from `first` to `last`: as many as fit, up to the first one that is not held."""
         frames: list[bytes] = []
         size = 0
-        positions = self._positions.get(partition, [])
-        for index in range(max(1, first), min(last, len(positions)) + 1):
-            size += positions[index - 1].size
+        places = self._places.get(partition)
+        for index in range(max(1, first), last + 1):
+            position = places.at(index) if places is not None else None
+            if position is None:
+                break
+            size += position.size
             if frames and size > self._limits.frame_bytes_max:
                 break
             frames.append(self._frame(partition, index))

@@ -20,7 +20,7 @@ from trilogue.actors.protocol.errors import LaunchError, SettingsDiffer, Trilogu
 from trilogue.cluster.commands.streams import run
 from trilogue.cluster.on_ray.ray_head import join, keep_logs, start_private
 from trilogue.cluster.on_ray.starting import Started, check_free, end_actors, run_file_of, start_lock, start_system
-from trilogue.cluster.settings.asked import Settings, open_data, settings_of
+from trilogue.cluster.settings.asked import Settings, check_running, open_data, settings_of
 from trilogue.cluster.settings.config import NAMESPACE, SUPERVISOR, Desired, split_listen, store_names
 from trilogue.cluster.settings.runfile import RayRun, RunFile, data_run_file, read_run_file, remove_run_files
 
@@ -105,6 +105,8 @@ def launch(
     partitions: int | None = None,
     copies: int | None = None,
     stores: int | None = None,
+    spare_sessions: int | None = None,
+    min_copies: int | None = None,
     data: str | os.PathLike[str] | None = None,
     listen: str | None = None,
     ray_address: str | None = None,
@@ -116,16 +118,19 @@ def launch(
 
     Uses the Ray that this process is connected to; else joins the one at `ray_address`; else starts a private one
     that ends with the system. New data gets 4 partitions and 3 copies by default, existing data keeps its own;
-    `data` is by default `$XDG_DATA_HOME/trilogue`. Where the same system runs on this Ray already, it is returned
-    as it is.
+    `data` is by default `$XDG_DATA_HOME/trilogue`. `stores` is how many stores there are in all: by default one more
+    than the copies, or one a node on a cluster; more may be added at any later launch. `spare_sessions` (1) actors wait
+    to take a partition over. While stores are missing and no spare one is left, a partition waits, or goes on with
+    `min_copies` (as many as `copies`). Where the same system runs on this Ray already, it is returned as it is.
 
     Raises `InvalidSettings`; `SettingsDiffer` when the data, or the system that runs, has other settings; another
     `DataError` for an unusable directory; `LaunchError` when Ray or a partition does not come up within
     `timeout_s`.
     """
     settings = settings_of(
-        partitions=partitions, copies=copies, stores=stores, data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs
-    )
+        partitions=partitions, copies=copies, stores=stores, spare_sessions=spare_sessions, min_copies=min_copies,
+        data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs,
+    )  # fmt: skip
     given = data is not None
     connected = _is_connected()
     if connected:
@@ -179,12 +184,7 @@ def find_running(settings: Settings, *, data_is_given: bool) -> Cluster | None:
             f"or launch {settings.data} on another Ray"
         )
     record = desired.record
-    for name in ("partitions", "copies", "stores"):
-        asked, have = getattr(settings, name), getattr(record, name)
-        if asked is not None and asked != have:
-            raise SettingsDiffer(
-                f"the system runs with {name}={have}, not {asked}: leave it out, or use another data directory"
-            )
+    check_running(settings, record)
     if settings.listen is not None:
         host, port = split_listen(settings.listen)
         first = desired.ports.get(store_names(record)[0], 0)

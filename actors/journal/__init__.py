@@ -5,20 +5,33 @@ disk and back, ``scan`` what damage means when a journal is opened, ``journal`` 
 """
 
 from trilogue.actors.journal.files import JournalBroken, JournalFull
-from trilogue.actors.journal.identity import DirectoryLock, Identity, open_identity, try_lock
+from trilogue.actors.journal.identity import DirectoryLock, Identity, directory_mark, open_identity, try_lock
 from trilogue.actors.journal.journal import Journal
-from trilogue.actors.journal.records import Entry, FenceRecord, FrameFound, IncarnationRaised, Position
+from trilogue.actors.journal.records import (
+    Entry,
+    FenceRecord,
+    FillRecord,
+    FrameFilled,
+    FrameFound,
+    IncarnationRaised,
+    JoinRecord,
+    Position,
+)
 
 __all__ = [
     "Journal",
     "try_lock",
     "DirectoryLock",
+    "directory_mark",
     "open_identity",
     "Identity",
     "Position",
     "Entry",
     "FrameFound",
+    "FrameFilled",
     "FenceRecord",
+    "JoinRecord",
+    "FillRecord",
     "IncarnationRaised",
     "JournalFull",
     "JournalBroken",

@@ -50,7 +50,7 @@ def corrupt(path: Path, offset: int, what: str) -> Corrupt:
     """The error for damage, in one line that says what to do."""
     return Corrupt(
         f"{path} is damaged at byte {offset}: {what}; do not use this store, and keep its directory: "
-        "once that is moved away, the store is filled from a peer that is whole"
+        "once the system is down, `trilogue verify --repair` mends it from its peers"
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from zlib import crc32
 
 from trilogue.actors.journal.files import JournalFull, corrupt, disk_error, journal_numbers, sync_directory
+from trilogue.actors.journal.swap import finish_swap
 from trilogue.actors.protocol.errors import (
     Corrupt,
     DirectoryInUse,
@@ -95,6 +96,19 @@ def try_lock(directory: Path, *, allow_tmpfs: bool = False) -> DirectoryLock:
     return DirectoryLock(fd)
 
 
+def directory_mark(path: str) -> tuple[int, ...]:
+    """Which directory and which `store.json` are there now."""
+    found: list[int] = []
+    for name in (path, os.path.join(path, "store.json")):
+        try:
+            seen = os.stat(name)
+        except OSError:
+            found += [0, 0]
+        else:
+            found += [seen.st_dev, seen.st_ino]
+    return tuple(found)
+
+
 def open_identity(directory: Path, *, cluster: str, log_id: int, fresh_store: str) -> Identity:
     """The directory's identity; a directory without data becomes the new store `fresh_store` (a UUID in hex).
 
@@ -102,13 +116,17 @@ def open_identity(directory: Path, *, cluster: str, log_id: int, fresh_store: st
     """
     path = directory / "store.json"
     try:
+        finish_swap(directory)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+    try:
         raw = path.read_bytes()
     except FileNotFoundError:
         numbers = journal_numbers(directory)
         if numbers:
             raise Corrupt(
                 f"{directory} holds {len(numbers)} journal files but no store.json: do not use this store, "
-                "and keep its directory: once that is moved away, the store is filled from a peer that is whole"
+                "and keep its directory: once the system is down, `trilogue verify --repair` mends it from its peers"
             ) from None
         identity = Identity(fresh_store, 0, cluster, log_id)
         try:

@@ -41,7 +41,9 @@ from trilogue.actors.journal.records import (
     Entry,
     FenceRecord,
     FileRecord,
+    FillRecord,
     IncarnationRaised,
+    JoinRecord,
     Position,
     control_bytes,
     encode_control,
@@ -49,11 +51,14 @@ from trilogue.actors.journal.records import (
 )
 from trilogue.actors.journal.scan import Scanner, Tail
 from trilogue.actors.protocol.errors import ProtocolError
-from trilogue.actors.protocol.frames import ALIGNMENT, decode_frame
+from trilogue.actors.protocol.frames import ALIGNMENT, HEADER_BYTES, decode_frame
 from trilogue.actors.protocol.invariants import require, violated
 from trilogue.actors.protocol.limits import Limits
 
 _new = tuple.__new__
+
+Record = FenceRecord | JoinRecord | FillRecord
+"""What is appended beside frames."""
 
 
 class Journal:
@@ -68,6 +73,7 @@ class Journal:
         self.fdatasyncs = 0
         self._file_bytes = file_bytes
         self._fences = scanner.fences
+        self._joins = {partition: state.joins for partition, state in scanner.partitions.items() if state.joins}
         self._number = tail.file
         self._offset = tail.offset
         self._capacity = tail.file_bytes
@@ -124,8 +130,8 @@ class Journal:
         """How often this store began, or lost what it may have promised: from 1 on."""
         return self.identity.incarnation
 
-    def append(self, entries: Sequence[Buffer | FenceRecord]) -> list[Position]:
-        """Make whole frames and fences durable, in this order; returns where each lies.
+    def append(self, entries: Sequence[Buffer | Record]) -> list[Position]:
+        """Make whole frames, fences, joins and fills durable, in this order; returns where each lies (of a fill: its frame).
 
         Raises `JournalFull` (none of them counts) or `JournalBroken` (the process must end). Frames are not checked.
         """
@@ -192,7 +198,7 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def _append(self, entries: Sequence[Buffer | FenceRecord | IncarnationRaised]) -> list[Position]:
+    def _append(self, entries: Sequence[Buffer | Record | IncarnationRaised]) -> list[Position]:
         if self._fd < 0:
             violated("a closed journal is not appended to")
         if self._stopped is not None:
@@ -207,7 +213,7 @@ class Journal:
                 total += len(entry)
         if total % ALIGNMENT:
             violated("only whole, padded frames are appended")
-        in_force = self._with(controls) if controls else self._fences
+        in_force, joins = self._with(controls) if controls else (self._fences, self._joins)
         if self._offset + total > self._capacity:
             self._roll(total)
         buffers: Sequence[Any] = self._encoded(entries) if controls else entries
@@ -217,6 +223,8 @@ class Journal:
             size = len(buffer)
             positions.append(_new(Position, (number, at, size)))
             at += size
+        if controls:
+            positions = [_inside(position, entry) for position, entry in zip(positions, entries, strict=True)]
         try:
             write_all(self._fd, buffers, total, self._offset)
         except OSError as error:
@@ -225,10 +233,10 @@ class Journal:
         self._offset += total
         self.bytes_written += total
         self.full = False
-        self._fences = in_force
+        self._fences, self._joins = in_force, joins
         return positions
 
-    def _encoded(self, entries: Sequence[Buffer | FenceRecord | IncarnationRaised]) -> list[Buffer]:
+    def _encoded(self, entries: Sequence[Buffer | Record | IncarnationRaised]) -> list[Buffer]:
         """The bytes of the entries, to be written at the end of the current file: a control record says where it lies."""
         buffers: list[Buffer] = []
         at = self._offset
@@ -239,15 +247,24 @@ class Journal:
             at += len(entry)
         return buffers
 
-    def _with(self, controls: Sequence[FenceRecord | IncarnationRaised]) -> dict[int, FenceRecord]:
-        """The fences in force when these are added. One that takes another one back would be read as damage."""
-        in_force = dict(self._fences)
-        for fence in controls:
-            if isinstance(fence, FenceRecord):
-                before = in_force.get(fence.partition)
-                require(before is None or follows(before, fence), f"{fence} cannot come after {before}")
-                in_force[fence.partition] = fence
-        return in_force
+    def _with(self, controls: Sequence[Record | IncarnationRaised]) -> tuple[dict[int, FenceRecord], dict[int, int]]:
+        """The fences in force, and the joins under them, when these are added. What goes back would be read as damage."""
+        in_force, joins = dict(self._fences), dict(self._joins)
+        for record in controls:
+            if not isinstance(record, FenceRecord | JoinRecord):
+                continue
+            partition = record.partition
+            fence = record.fence if isinstance(record, JoinRecord) else record
+            before = in_force.get(partition)
+            require(before is None or follows(before, fence), f"{fence} cannot come after {before}")
+            if before is not None and fence.epoch > before.epoch:
+                joins.pop(partition, None)
+            if isinstance(record, JoinRecord):
+                newest = joins.get(partition, 0)
+                require(record.number > newest, f"join {record.number} cannot come after join {newest}")
+                joins[partition] = record.number
+            in_force[partition] = fence
+        return in_force, joins
 
     def _sync(self) -> None:
         try:
@@ -332,3 +349,10 @@ def _head(identity: Identity, number: int, previous_bytes: int, fences: Sequence
     for fence in fences:
         data += encode_control(fence, log_id=identity.log_id, file=number, offset=len(data))
     return data
+
+
+def _inside(position: Position, entry: object) -> Position:
+    """The place of the frame inside a FILL; any other entry's place as it is."""
+    if not isinstance(entry, FillRecord):
+        return position
+    return Position(position.file, position.offset + HEADER_BYTES, position.size - HEADER_BYTES)

@@ -9,8 +9,13 @@ Owns their kinds and their codec. It must not know files or what a fence is for.
    end: what vanishes at the end of an older file is noticed. Its `fences` says how many fences follow it: they were
    in force when the file was begun, and were made durable before the file got its name.
 
-Payloads (msgpack):  FILE [format, store, incarnation, previous_bytes, fences] (a newer format may add items) ·
-FENCE [writer, address] · INCARNATION [incarnation].
+4. A frame that is filled in below a partition's base has no chain to hold it in its place: it lies inside a FILL, which says
+   where it lies. Its place is that of the frame itself.
+5. A JOIN is a fence, too. Only the fence of it is repeated at the start of a file: what it cut stays cut.
+
+Payloads (msgpack, but for FILL):  FILE [format, store, incarnation, previous_bytes, fences] (a newer format may add items) ·
+FENCE [writer, address] · INCARNATION [incarnation] · JOIN [writer, address, number, first, prev_crc, [[from, to] …]] ·
+FILL: the frame's bytes.
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ from trilogue.actors.protocol.frames import HEADER_BYTES, Header, encode_frame, 
 FLAG_FILE = 1
 FLAG_FENCE = 2
 FLAG_INCARNATION = 4
+FLAG_JOIN = 8
+FLAG_FILL = 16
 
 
 class Position(NamedTuple):
@@ -52,6 +59,39 @@ class FenceRecord(NamedTuple):
     address: str
 
 
+class JoinRecord(NamedTuple):
+    """A fence that names the base from which the partition's log is here; `intervals` are what may be kept below it."""
+
+    partition: int
+    epoch: int
+    writer: str
+    address: str
+    number: int
+    first: int
+    prev_crc: int
+    intervals: tuple[tuple[int, int], ...]
+
+    @property
+    def fence(self) -> FenceRecord:
+        """The fence that it is."""
+        return FenceRecord(*self[:4])
+
+
+class FillRecord(NamedTuple):
+    """A whole frame that lies below its partition's base: appended; replayed as a `FrameFilled`."""
+
+    partition: int
+    frame: bytes | memoryview
+
+
+class FrameFilled(NamedTuple):
+    """A replayed frame below the base; as `FrameFound`. `position` is the frame's own, inside its record."""
+
+    header: Header
+    position: Position
+    payload: memoryview
+
+
 class IncarnationRaised(NamedTuple):
     """Here the store cut a damaged tail: what it does not have from before, it "cannot tell"."""
 
@@ -68,8 +108,17 @@ class FileRecord(NamedTuple):
     fences: int
 
 
-Entry = FrameFound | FenceRecord | IncarnationRaised
-ControlRecord = FenceRecord | IncarnationRaised | FileRecord
+Entry = FrameFound | FrameFilled | FenceRecord | JoinRecord | IncarnationRaised
+ControlRecord = FenceRecord | JoinRecord | FillRecord | IncarnationRaised | FileRecord
+
+
+FLAGS = {
+    FileRecord: FLAG_FILE,
+    FenceRecord: FLAG_FENCE,
+    IncarnationRaised: FLAG_INCARNATION,
+    JoinRecord: FLAG_JOIN,
+    FillRecord: FLAG_FILL,
+}
 
 
 def follows(before: FenceRecord, fence: FenceRecord) -> bool:
@@ -79,15 +128,17 @@ def follows(before: FenceRecord, fence: FenceRecord) -> bool:
 
 def control_bytes(record: ControlRecord) -> int:
     """How many bytes the encoded record takes, wherever it will lie."""
-    return HEADER_BYTES + padded(len(_payload(record)))
+    payload = record.frame if isinstance(record, FillRecord) else _payload(record)
+    return HEADER_BYTES + padded(len(payload))
 
 
 def encode_control(record: ControlRecord, *, log_id: int, file: int, offset: int) -> bytes:
     """The record's bytes for exactly this place."""
-    if isinstance(record, FenceRecord):
-        flags, partition, epoch = FLAG_FENCE, record.partition, record.epoch
-    else:
-        flags, partition, epoch = (FLAG_FILE if isinstance(record, FileRecord) else FLAG_INCARNATION), 0, 0
+    flags, partition, epoch = FLAGS[type(record)], 0, 0
+    if isinstance(record, FenceRecord | JoinRecord):
+        partition, epoch = record.partition, record.epoch
+    elif isinstance(record, FillRecord):
+        partition = record.partition
     data, _ = encode_frame(
         log_id=log_id,
         partition=partition,
@@ -106,6 +157,8 @@ def decode_control(header: Header, payload: bytes | memoryview, *, file: int, of
     """The control record of an intact header and payload. Raises `ProtocolError` if it is none or belongs elsewhere."""
     if (header.count, header.index) != (file, offset):
         raise ProtocolError(f"a control record that belongs in file {header.count} at byte {header.index}")
+    if header.flags == FLAG_FILL:
+        return FillRecord(header.partition, memoryview(payload))
     try:
         items = msgpack.unpackb(payload, use_list=True, raw=False)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
@@ -117,10 +170,23 @@ def decode_control(header: Header, payload: bytes | memoryview, *, file: int, of
             return FenceRecord(header.partition, header.epoch, writer, address)
         case 4, [int(incarnation)]:
             return IncarnationRaised(incarnation)
+        case 8, [str(writer), str(address), int(number), int(first), int(prev_crc), [*intervals]]:
+            if all(_is_interval(item) for item in intervals):
+                pairs = tuple((start, end) for start, end in intervals)
+                return JoinRecord(header.partition, header.epoch, writer, address, number, first, prev_crc, pairs)
     raise ProtocolError(f"a control record of unknown shape: flags {header.flags:#06x}")
 
 
+def _is_interval(item: object) -> bool:
+    return isinstance(item, list) and [type(end) for end in item] == [int, int]
+
+
 def _payload(record: ControlRecord) -> bytes:
-    items = [record.writer, record.address] if isinstance(record, FenceRecord) else list(record)
+    if isinstance(record, FillRecord):
+        return bytes(record.frame)
+    if isinstance(record, JoinRecord):
+        items = list(record[2:])
+    else:
+        items = [record.writer, record.address] if isinstance(record, FenceRecord) else list(record)
     packed: bytes = msgpack.packb(items, use_bin_type=True)
     return packed

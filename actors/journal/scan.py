@@ -4,7 +4,9 @@ Owns the rules below. It changes nothing on disk (``journal`` cuts, after this h
 payload means.
 
 A record *verifies* if its header's CRC, its payload's CRC, its padding and its log_id hold, it lies wholly in its file,
-and it belongs where it lies: a control record says so itself (``records``), a frame fits its chain (``chain``).
+and it belongs where it lies: a control record says so itself (``records``), a frame fits its chain
+(``protocol.holdings``). A JOIN has a higher number than the one before under its fence, and a FILL holds one whole frame of
+its partition, below the base. A partition's chain begins at its base, so "the last replayed index" is at least base - 1.
 
 What is replayed is the longest run of records that verify, from the first file's start. If more follows:
 
@@ -12,12 +14,17 @@ What is replayed is the longest run of records that verify, from the first file'
    records end. So is damage in a file's head (FILE and the fences repeated after it): it was durable before the name.
 2. In the newest file, if anything behind the damage proves that what is missing was committed: `Corrupt`. The proof is
    an intact header of this log whose `committed_upto` is above the partition's last replayed index; or above all that is
-   known to be committed, in a higher epoch than the last replayed frame's: the missing one may supersede that frame. A
-   torn write does not look like this: what is committed was durable here before a later frame could say so. (Only a
-   power cut in the first write after a takeover can be mistaken for the second case, and only if a header is gone.)
+   known to be committed, not below the base, and in a higher epoch than the last replayed frame's: the missing one may
+   supersede that frame. (One of an older epoch can supersede, too; but whoever says that such a one is committed is of a
+   later epoch than both.) A torn write does not look like this: what is committed was durable here before a later frame
+   could say so. (Only a power cut in the first write after a takeover can be mistaken for the second case, and only if a
+   header is gone.) While a store is being taken in, frames are committed without it, and what is copied to it speaks of
+   them: so it syncs before it writes a frame that speaks of one that it has not synced, and after each JOIN
+   (``protocol.store``).
 3. Otherwise the tail may be a torn write, which was never answered: it is cut, and the incarnation raised. The replay
    keeps all that it knows to be committed: a frame's `committed_upto` is below its own index, and no frame at or below
-   it is superseded.
+   it is superseded. A FILL or JOIN that is cut may have been answered (no later frame speaks of them): the raised
+   incarnation voids what was promised with it, and the frames of a FILL stand with those that it was copied from.
 4. Nothing but zeros behind the last record, or the file's end, is a clean end.
 
 Bodies can contain journal frames, so what looks like a header behind the damage may be a user's bytes. Where the
@@ -36,15 +43,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
 
-from trilogue.actors.journal.chain import Chain
 from trilogue.actors.journal.files import BLOCK_BYTES, ZEROS, FileReader, corrupt, file_path
 from trilogue.actors.journal.identity import FORMAT, Identity
 from trilogue.actors.journal.records import (
     Entry,
     FenceRecord,
     FileRecord,
+    FillRecord,
+    FrameFilled,
     FrameFound,
     IncarnationRaised,
+    JoinRecord,
     Position,
     control_bytes,
     decode_control,
@@ -58,8 +67,11 @@ from trilogue.actors.protocol.frames import (
     VERSION,
     Header,
     check_payload,
+    decode_frame,
     decode_header,
+    payload_of,
 )
+from trilogue.actors.protocol.holdings import Fence, PartitionState
 
 _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 _ANY_BYTES = 1 << 33  # above what a header can say: files bound the frames here, not today's limits
@@ -67,7 +79,7 @@ _NO_HEADER = ZEROS[:HEADER_BYTES]
 
 
 class _Damage(Exception):
-    """The record at `offset` does not verify. `header` is its own, if that is intact and fits the chain."""
+    """The record at `offset` does not verify. `header` is its own, if that is intact and belongs there."""
 
     def __init__(self, offset: int, what: str, header: Header | None = None) -> None:
         super().__init__(what)
@@ -96,7 +108,7 @@ class Scanner:
     fences: dict[int, FenceRecord] = field(default_factory=dict)
     incarnation: int = 0
     older_bytes: int = 0  # of records in all files but the newest
-    chains: dict[int, Chain] = field(default_factory=dict)
+    partitions: dict[int, PartitionState] = field(default_factory=dict)
 
     def run(self, numbers: Sequence[int]) -> Tail:
         """Replay the files. Raises `Corrupt`, `NewerFormat`, or `JournalBroken` (a file cannot be synced)."""
@@ -165,12 +177,12 @@ class Scanner:
         # A frame reaches as far as its header says: what is inside it are its bodies.
         behind = damage.offset + damaged.frame_bytes if damaged else damage.offset
         for offset, header in self._intact_headers(file, behind):
-            chain = self._chain(header.partition)
-            last, epoch = chain.last_index, chain.last_epoch
-            if damaged and damaged.partition == header.partition:
+            state = self._partition(header.partition)
+            last, epoch = state.last_index, state.last_epoch
+            if damaged and damaged.flags == 0 and damaged.partition == header.partition:
                 last, epoch = damaged.index - 1, damaged.epoch
             claimed = header.committed_upto
-            superseded = claimed > chain.committed_upto and header.epoch > epoch
+            superseded = claimed >= state.base and claimed > state.committed_upto and header.epoch > epoch
             if header.flags == 0 and (claimed > last or superseded):
                 raise corrupt(
                     file.path,
@@ -238,18 +250,21 @@ class Scanner:
         try:
             check_payload(header, data, 0)
         except ProtocolError as error:
-            fits = header.flags == 0 and not self._chain(header.partition).problem(header)
+            if header.flags:
+                fits = (header.count, header.index) == (file.number, offset)
+            else:
+                fits = not self._partition(header.partition).problem(header)
             raise _Damage(offset, str(error), header if fits else None) from None
         return header, data
 
     def _take(self, file: FileReader, offset: int, header: Header, data: memoryview) -> None:
         """Replay an intact record if it belongs here."""
         if header.flags == 0:
-            chain = self._chain(header.partition)
-            problem = chain.problem(header)
+            state = self._partition(header.partition)
+            problem = state.problem(header)
             if problem:
-                raise _Damage(offset, problem)
-            chain.take(header)
+                raise _Damage(offset, f"{problem} of partition {header.partition}")
+            state.take(header)
             self.replay(FrameFound(header, Position(file.number, offset, header.frame_bytes), _payload(header, data)))
             return
         try:
@@ -258,19 +273,49 @@ class Scanner:
             raise _Damage(offset, str(error)) from None
         if isinstance(record, FenceRecord):
             self._fence(offset, record)
+        elif isinstance(record, JoinRecord):
+            self._join(offset, record)
+        elif isinstance(record, FillRecord):
+            self._fill(file, offset, record)
         elif isinstance(record, IncarnationRaised):
             self._raise_to(file, offset, record.incarnation)
         else:
             raise _Damage(offset, "a FILE record inside a file")
 
     def _fence(self, offset: int, fence: FenceRecord) -> None:
+        if fence != self.fences.get(fence.partition):
+            self._obey(offset, fence)
+            self.replay(fence)
+
+    def _obey(self, offset: int, fence: FenceRecord) -> None:
         before = self.fences.get(fence.partition)
-        if fence == before:
-            return
         if before is not None and not follows(before, fence):
             raise _Damage(offset, f"a fence of epoch {fence.epoch} after one of epoch {before.epoch}")
         self.fences[fence.partition] = fence
-        self.replay(fence)
+        self._partition(fence.partition).obey(Fence(*fence[1:]))
+
+    def _join(self, offset: int, join: JoinRecord) -> None:
+        self._obey(offset, join.fence)
+        state = self._partition(join.partition)
+        if join.number <= state.joins:
+            raise _Damage(offset, f"join {join.number} of epoch {join.epoch} after join {state.joins}")
+        state.join(join.number, join.first, join.prev_crc, join.intervals)
+        self.replay(join)
+
+    def _fill(self, file: FileReader, offset: int, fill: FillRecord) -> None:
+        try:
+            header = decode_frame(fill.frame, _ANY_BYTES)
+        except ProtocolError as error:
+            raise _Damage(offset, str(error)) from None
+        if (header.log_id, header.partition, header.flags) != (self.identity.log_id, fill.partition, 0):
+            raise _Damage(offset, f"a frame of log {header.log_id}, partition {header.partition}, was filled in")
+        state = self._partition(fill.partition)
+        problem = state.fill_problem(header)
+        if problem:
+            raise _Damage(offset, f"{problem} of partition {header.partition}")
+        state.fill(header)
+        position = Position(file.number, offset + HEADER_BYTES, header.frame_bytes)
+        self.replay(FrameFilled(header, position, payload_of(memoryview(fill.frame), header)))
 
     def _raise_to(self, file: FileReader, offset: int, incarnation: int) -> None:
         if incarnation > self.identity.incarnation:
@@ -284,11 +329,11 @@ class Scanner:
                 self.replay(IncarnationRaised(incarnation))
             self.incarnation = incarnation
 
-    def _chain(self, partition: int) -> Chain:
-        chain = self.chains.get(partition)
-        if chain is None:
-            chain = self.chains[partition] = Chain()
-        return chain
+    def _partition(self, partition: int) -> PartitionState:
+        state = self.partitions.get(partition)
+        if state is None:
+            state = self.partitions[partition] = PartitionState(certain=True)
+        return state
 
 
 def _payload(header: Header, data: memoryview) -> memoryview:

@@ -45,9 +45,32 @@ class Limits:
     waiting_bytes_max: int = 64 * MIB
     idle_commit_ms: int = 200
 
+    # a partition's writer and its stores
+    tick_ms: int = 50
+    writer_ping_ms: int = 200
+    writer_silent_ms: int = 700
+    fence_wait_ms: int = 100
+    member_grace_ms: int = 3_000
+    member_lag_ms: int = 1_000
+    join_frames_max: int = 1_024
+    copy_bytes_per_s: int = 64 * MIB
+
     # a store
     journal_file_bytes: int = 64 * MIB
+    scrub_bytes_per_s: int = 4 * MIB
+    scrub_round_ms: int = 60_000
     directory_lock_wait_ms: int = 10_000
+
+    # the register
+    register_round_ms: int = 1_000
+    register_wait_ms: int = 10_000
+    register_backoff_ms: int = 10
+    register_backoff_longest_ms: int = 300
+    register_data_bytes_max: int = 64 * KIB
+
+    # the Supervisor
+    supervisor_ping_ms: int = 200
+    supervisor_silent_ms: int = 700
 
     # reading
     history_messages_max: int = 10_000
@@ -83,6 +106,15 @@ class Limits:
         require(self.submit_bytes_max <= self.in_flight_bytes_max, "one submission may be in flight")
         require(self.frames_in_flight_max >= 2, "one frame may travel while another one is being stored")
         require(self.handshake_bytes_max <= self.wire_bytes_max, "a handshake is a frame")
+        require(3 * self.writer_ping_ms < self.writer_silent_ms, "a writer is not silent because two pings were late")
+        require(2 * self.tick_ms <= self.fence_wait_ms, "a wait is longer than a tick")
+        require(self.member_lag_ms >= 10 * self.tick_ms, "a member is not slow because of a few ticks")
+        require(self.join_frames_max >= 2 * self.frames_in_flight_max, "a store that joins may be a window behind")
+        require(2 * self.supervisor_ping_ms < self.supervisor_silent_ms, "one late answer to a ping is no silence")
+        require(self.register_data_bytes_max + 4 * KIB <= self.wire_bytes_max, "a value of the register fits a wire frame")
+        require(self.register_backoff_ms <= self.register_backoff_longest_ms, "the first back-off is the shortest")
+        require(self.register_backoff_longest_ms <= self.register_round_ms, "no back-off is longer than a silent round")
+        require(2 * self.register_round_ms <= self.register_wait_ms, "an operation outlives a silent round")
 
 
 DEFAULT_LIMITS = Limits()

@@ -4,44 +4,30 @@ Owns the state of every partition on one store, up to the last byte that was han
 connections or time: it is told what was asked and answers with effects. Rules:
 
 1. A store obeys only the writer that it is fenced to. A fence is accepted with a strictly higher epoch, or as the identical
-   (epoch, writer) again.
-2. A frame is appended only if it chains to the partition's last frame.
-3. The same index with the same CRC is a yes. Another frame at an index that it has supersedes that one and all after it; its
-   epoch is higher than that of the frame that it replaces, and it never replaces one that is known to be committed.
-4. No yes and no fence's answer leaves before everything handed over until then is on disk (`after_sync`).
-5. A frame that carries `committed_upto` vouches for the chain that ends in it, and for nothing else.
+   (epoch, writer) again. A join is a fence, too; within its fence each number is obeyed once, and a lower one is refused.
+2. What is appended, superseded, cut, kept and filled in is decided by ``holdings``. The same frame again is a yes.
+3. No yes and no answer to a fence, a join or a fill leaves before everything handed over until then is on disk (`after_sync`).
+4. A frame that carries `committed_upto` vouches for the chain that ends in it, and for nothing else.
+5. A frame that speaks of one that is not on disk here yet, is handed over behind a sync (`SyncFirst`): frames are committed
+   without a store that is still being taken in, and a scan takes a later frame's word for what must have been on disk
+   (``journal.scan``, rule 2). Each join is followed by a sync for the same reason. A member's own frames never wait for it.
 6. A store that cut a damaged tail cannot tell what it once held ("cannot tell" is not "does not have": BookKeeper BP-46,
-   #2908). It is certain again with the first frame that was made in an epoch after the cut: until the register exists, a
-   writer makes such a frame only after it has made all three stores equal.
+   #2908), until it is joined anew. See ``holdings``, rule 7.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.frames import Header, decode_frame
-from trilogue.actors.protocol.invariants import require, violated
+from trilogue.actors.protocol.holdings import Fence, Interval, PartitionState
+from trilogue.actors.protocol.invariants import require
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.vocabulary import STORED, Code, FenceAnswer, Say, StoreView, TailEntry
+from trilogue.actors.protocol.vocabulary import STORED, Code, Say, StoreView
 
 _new = tuple.__new__  # a `NamedTuple` without its own `__new__`: 0.15 µs instead of 0.3
-
-CERTAIN = -1
-"""An `uncertain_epoch` that no epoch is below: the store has lost nothing that it ever said yes to."""
-
-
-class Fence(NamedTuple):
-    """The writer that a partition obeys, and where that writer can be found."""
-
-    epoch: int
-    writer: str
-    address: str
-
-
-UNFENCED = Fence(0, "", "")
 
 
 class AppendAsked(NamedTuple):
@@ -65,6 +51,32 @@ class FenceAsked(NamedTuple):
     address: str
 
 
+class JoinAsked(NamedTuple):
+    """A writer takes the store in, from the frame `first` on; `intervals` are what the record vouches for below."""
+
+    source: Any
+    request_id: int
+    partition: int
+    epoch: int
+    writer: str
+    address: str
+    number: int
+    first: int
+    prev_crc: int
+    intervals: list[Interval]
+
+
+class FillAsked(NamedTuple):
+    """A writer sends frames that lie below the base."""
+
+    source: Any
+    request_id: int
+    partition: int
+    epoch: int
+    writer: str
+    frames: list[bytes]
+
+
 class WriteFrame(NamedTuple):
     """Hand the frame to the journal, in this order. It stands at `frame_index`, and replaces what stood there."""
 
@@ -80,6 +92,36 @@ class WriteFence(NamedTuple):
     fence: Fence
 
 
+class WriteJoin(NamedTuple):
+    """Hand the join to the journal, in the same queue. What was `kept` below `first` is all that is left of the frames (None:
+    nothing was cut); then the chain begins at `base`."""
+
+    partition: int
+    fence: Fence
+    number: int
+    first: int
+    prev_crc: int
+    intervals: list[Interval]
+    kept: list[Interval] | None
+    base: int
+
+
+class WriteFill(NamedTuple):
+    """Hand the frame, which lies below the base, to the journal. With it, the chain begins at `base`."""
+
+    partition: int
+    frame_index: int
+    frame: bytes
+    base: int
+
+
+class SyncFirst(NamedTuple):
+    """All that was handed over until now must be on disk before what follows is written (then call `synced`)."""
+
+
+SYNC_FIRST = SyncFirst()
+
+
 class Tell(NamedTuple):
     """Send `message` to `source`: at once, or when all that was handed over until now is on disk."""
 
@@ -88,62 +130,9 @@ class Tell(NamedTuple):
     after_sync: bool
 
 
-Event = AppendAsked | FenceAsked
-Effect = WriteFrame | WriteFence | Tell
-
-
-class PartitionState:
-    """One partition's chain on this store. Frame `index` stands at position `index - 1` of the arrays."""
-
-    __slots__ = ("committed_upto", "crcs", "epochs", "fence", "uncertain_epoch")
-
-    def __init__(self, uncertain_epoch: int) -> None:
-        self.fence = UNFENCED
-        self.crcs = array("I")
-        self.epochs = array("Q")
-        self.committed_upto = 0
-        self.uncertain_epoch = uncertain_epoch
-
-    @property
-    def last_index(self) -> int:
-        """The index of the last frame, 0 for none."""
-        return len(self.crcs)
-
-    @property
-    def highest_epoch(self) -> int:
-        """The highest epoch seen, in a fence or in a frame."""
-        return max(self.fence.epoch, self.epochs[-1] if self.epochs else 0)
-
-    def take(self, header: Header) -> None:
-        """Put an accepted frame at its index, superseding what stood there and after it."""
-        epoch, index, committed_upto = header.epoch, header.index, header.committed_upto
-        crcs, epochs = self.crcs, self.epochs
-        last = len(crcs)
-        if not 1 <= index <= last + 1:
-            violated("frame {} leaves a hole after {}", index, last)
-        if header.prev_crc != (crcs[index - 2] if index > 1 else 0):
-            violated("frame {} does not chain", index)
-        if committed_upto >= index:
-            violated("frame {} vouches for itself", index)
-        if index <= last:
-            require(index > self.committed_upto, "frame {} would replace a committed one", index)
-            require(epoch > epochs[index - 1], "frame {} of epoch {} supersedes a later one", index, epoch)
-            del crcs[index - 1 :]
-            del epochs[index - 1 :]
-        if epochs and epoch < epochs[-1]:
-            violated("frame {}: its epoch goes back", index)
-        crcs.append(header.header_crc)
-        epochs.append(epoch)
-        if committed_upto > self.committed_upto:
-            self.committed_upto = committed_upto
-        if epoch > self.uncertain_epoch:
-            self.uncertain_epoch = CERTAIN
-
-    def answer(self) -> FenceAnswer:
-        """What this store holds, for the writer that has just fenced it."""
-        first = max(1, self.committed_upto)
-        tail = [TailEntry(i, self.epochs[i - 1], self.crcs[i - 1]) for i in range(first, self.last_index + 1)]
-        return FenceAnswer(self.committed_upto, self.uncertain_epoch == CERTAIN, tail)
+Event = AppendAsked | FenceAsked | JoinAsked | FillAsked
+Write = WriteFrame | WriteFence | WriteJoin | WriteFill
+Effect = Write | Tell | SyncFirst
 
 
 class StoreState:
@@ -153,19 +142,26 @@ class StoreState:
         self.partitions: dict[int, PartitionState] = {}
         self._log_id = log_id
         self._limits = limits
-        self._unknown_is_uncertain = False
+        self._doubts = False
+        self._unsynced: dict[int, int] = {}  # partition -> the first of its frames that was handed over since the last sync
 
     def handle(self, event: Event) -> list[Effect]:
         """Decide on one request. Raises `ProtocolError` for a malformed frame: that connection ends, nothing changed."""
         if isinstance(event, AppendAsked):
             return self._append(event)
-        return self._fence(event)
+        if isinstance(event, FenceAsked):
+            return self._fence(event)
+        return self._join(event) if isinstance(event, JoinAsked) else self._fill(event)
+
+    def synced(self) -> None:
+        """All that was handed over is on disk, or will never be spoken of."""
+        self._unsynced.clear()
 
     def partition(self, partition: int) -> PartitionState:
         """The partition's state, made when it is first spoken of."""
         state = self.partitions.get(partition)
         if state is None:
-            state = self.partitions[partition] = PartitionState(0 if self._unknown_is_uncertain else CERTAIN)
+            state = self.partitions[partition] = PartitionState(certain=not self._doubts)
         return state
 
     def view(self, partition: int) -> StoreView:
@@ -183,23 +179,33 @@ class StoreState:
             text = f"epoch {epoch} does not hold partition {partition}: epoch {fence.epoch} does"
             return [self._not_stored(event, Code.DEPOSED, text)]
         checked = self._checked(event)
-        crcs = state.crcs
+        unsynced = self._unsynced
         effects: list[Effect] = []
         for header, frame in checked:
-            index, crc, last = header.index, header.header_crc, len(crcs)
-            if index <= last and crcs[index - 1] == crc:
-                continue
-            if index > last + 1 or header.prev_crc != (crcs[index - 2] if index > 1 else 0):
-                text = f"frame {index} does not chain to this store's frames, which end at {last}"
+            index, crc, last = header.index, header.header_crc, state.last_index
+            if index != last + 1:
+                if index <= last and state.crc_at(index) == crc and index >= state.base:
+                    continue
+                chained = state.base <= index <= last and header.prev_crc == state.crc_before(index)
+                if chained and index < unsynced.get(partition, 0):
+                    unsynced[partition] = index
+            else:
+                chained = header.prev_crc == state.last_crc
+            if not chained:
+                text = f"frame {index} does not chain to this store's frames, which go from {state.base} to {last}"
                 effects.append(self._not_stored(event, Code.NOT_CHAINED, text))
                 return effects
             state.take(header)
+            if header.committed_upto >= unsynced.setdefault(partition, index):
+                effects.append(SYNC_FIRST)
+                unsynced.clear()
+                unsynced[partition] = index
             effects.append(_new(WriteFrame, (partition, index, frame)))
         if checked:
             effects.append(_new(Tell, (event.source, [STORED, partition, epoch, index, crc], True)))
         return effects
 
-    def _checked(self, event: AppendAsked) -> list[tuple[Header, bytes]]:
+    def _checked(self, event: AppendAsked | FillAsked) -> list[tuple[Header, bytes]]:
         """The frames with their headers: all intact, of this partition, and such as their writer may send."""
         log_id, frame_bytes_max = self._log_id, self._limits.frame_bytes_max
         checked = []
@@ -215,13 +221,50 @@ class StoreState:
 
     def _fence(self, event: FenceAsked) -> list[Effect]:
         state = self.partition(event.partition)
-        same = (event.epoch, event.writer) == state.fence[:2]
-        if not same and event.epoch <= state.highest_epoch:
-            text = f"epoch {state.highest_epoch} was seen here: epoch {event.epoch} is too low"
-            return [Tell(event.source, [Say.REPLY, event.request_id, int(Code.DEPOSED), text], after_sync=False)]
-        state.fence = Fence(event.epoch, event.writer, event.address)
-        reply = [Say.REPLY, event.request_id, 0, list(state.answer())]
-        return [WriteFence(event.partition, state.fence), Tell(event.source, reply, after_sync=True)]
+        if state.refuses(event.epoch, event.writer):
+            return [self._deposed(event, state)]
+        state.obey(Fence(event.epoch, event.writer, event.address))
+        return [WriteFence(event.partition, state.fence), self._answer(event, list(state.answer()))]
+
+    def _join(self, event: JoinAsked) -> list[Effect]:
+        state = self.partition(event.partition)
+        if state.refuses(event.epoch, event.writer):
+            return [self._deposed(event, state)]
+        if state.obeys(event.epoch, event.writer):
+            if event.number == state.joins:
+                return [self._answer(event, list(state.answer()))]
+            if event.number < state.joins:
+                text = f"join {event.number} of epoch {event.epoch} comes after join {state.joins}"
+                return [self._refusal(event, Code.NOT_CHAINED, text)]
+        fence = Fence(event.epoch, event.writer, event.address)
+        state.obey(fence)
+        asked = event.number, event.first, event.prev_crc, event.intervals
+        kept = state.join(*asked)
+        write = WriteJoin(event.partition, fence, *asked, kept, state.base)
+        return [write, self._answer(event, list(state.answer())), SYNC_FIRST]
+
+    def _fill(self, event: FillAsked) -> list[Effect]:
+        state = self.partition(event.partition)
+        if not state.obeys(event.epoch, event.writer):
+            return [self._deposed(event, state)]
+        effects: list[Effect] = [
+            WriteFill(event.partition, header.index, frame, state.base)
+            for header, frame in self._checked(event)
+            if state.fill(header)
+        ]
+        return [*effects, self._answer(event, state.base)]
+
+    def _deposed(self, event: FenceAsked | JoinAsked | FillAsked, state: PartitionState) -> Tell:
+        text = f"epoch {state.highest_epoch} was seen here: epoch {event.epoch} is too low"
+        return self._refusal(event, Code.DEPOSED, text)
+
+    @staticmethod
+    def _answer(event: FenceAsked | JoinAsked | FillAsked, value: Any) -> Tell:
+        return Tell(event.source, [Say.REPLY, event.request_id, 0, value], after_sync=True)
+
+    @staticmethod
+    def _refusal(event: FenceAsked | JoinAsked | FillAsked, code: Code, text: str) -> Tell:
+        return Tell(event.source, [Say.REPLY, event.request_id, int(code), text], after_sync=False)
 
     @staticmethod
     def _not_stored(event: AppendAsked, code: Code, text: str) -> Tell:
@@ -235,15 +278,26 @@ class StoreState:
 
     def replay_fence(self, partition: int, fence: Fence) -> None:
         """A fence of the journal, in order. A file's repeated fences are among them."""
+        self.partition(partition).obey(fence)
+
+    def replay_join(
+        self, partition: int, fence: Fence, number: int, first: int, prev_crc: int, intervals: Iterable[Interval]
+    ) -> list[Interval] | None:
+        """A join of the journal, in order; what was kept, as in `WriteJoin`."""
         state = self.partition(partition)
-        require(fence.epoch >= state.fence.epoch, f"a fence of partition {partition} goes back")
-        state.fence = fence
+        state.obey(fence)
+        return state.join(number, first, prev_crc, intervals)
+
+    def replay_fill(self, header: Header) -> None:
+        """A frame of the journal that lies below the base, in order."""
+        taken = self.partition(header.partition).fill(header)
+        require(taken, "frame {} was filled in where it is not wanted", header.index)
 
     def replay_incarnation(self) -> None:
         """Here the store once cut a damaged tail: from now on it cannot tell what it held of any partition."""
-        self._unknown_is_uncertain = True
+        self._doubts = True
         for state in self.partitions.values():
-            state.uncertain_epoch = state.highest_epoch
+            state.doubt()
 
     def fences(self) -> Iterable[tuple[int, Fence]]:
         """The fences in force."""

@@ -1,17 +1,16 @@
-"""How a new writer takes a partition, until the register exists (design §6, the interim rule).
+"""How a new writer takes a partition (design §6, rules 1, 2 and 8).
 
-Owns the way from "nothing known" to a `LogWriter` whose members are all equal. It must not know connections or time. Rules:
+Owns the way from an order to a `LogWriter`. It must not know connections or clocks. Rules:
 
-1. Each start of a writer is a new writer UUID and a new epoch, above the highest that any of the three stores has seen. Nobody
-   resumes one (with ties instead of "strictly higher", acked messages are lost: an exhaustive check of two writers shows it).
-2. **All** stores are fenced; with one missing, the writer waits.
-3. The tail is that of the store with the highest (epoch, index) at its end, of all three: a store that cannot tell what it
-   once held counts with what it has (all have answered), and one that is sure may be sure only because it is new and empty.
-   The tail is chosen once and never again within the epoch.
-4. The tail's frames are sent as they are to whoever lacks them, page by page; they supersede what differs. A store that is
-   empty or was cut is filled in the same way.
-5. New messages are accepted when all stores hold the tail: by then it is committed.
-6. A refused fence ends this writer; the next attempt is another one.
+1. Each attempt is a new writer UUID and takes a new epoch, above all that the record and the stores have seen. Nobody
+   resumes one.
+2. It begins only when no store that it can reach has lately heard the writer in force: a spare never pushes a living one out.
+3. First the compare-and-set of the epoch, naming the version that it replaces; then the fences of the last range's members.
+4. The tail is that of the certain member with the highest (epoch, index) at its end; one certain answer is enough. Certain is
+   who answers under the incarnation that the record names. One that has raised it since cannot tell what it held: it is
+   believed only when all have answered and none can. The tail is chosen once, and never again within the epoch.
+5. From there it is an ordinary writer whose uncommitted frames are that tail, which it sends as they are.
+6. A lost compare-and-set or a refused fence ends the attempt.
 """
 
 from __future__ import annotations
@@ -19,33 +18,39 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from trilogue.actors.protocol.ensemble import Wish
 from trilogue.actors.protocol.errors import ProtocolError
-from trilogue.actors.protocol.frames import Header, decode_frame
-from trilogue.actors.protocol.invariants import require
+from trilogue.actors.protocol.frames import decode_frame
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.log import Ended, LogWriter, MemberLost, NotStored, SendFrames, Stored
-from trilogue.actors.protocol.vocabulary import FenceAnswer, StoreView
+from trilogue.actors.protocol.log import LogWriter
+from trilogue.actors.protocol.ranges import Member, PartitionRecord, Range
+from trilogue.actors.protocol.replication import (
+    AskFence,
+    CompareAndSet,
+    Ended,
+    Fenced,
+    Frame,
+    Settled,
+    StoreLost,
+    StoreUp,
+    Tick,
+)
+from trilogue.actors.protocol.vocabulary import FenceAnswer
 
 
-class MemberUp(NamedTuple):
-    """A store is connected; `identity` is (UUID, incarnation)."""
+class RecordRead(NamedTuple):
+    """The register's record of the partition; None: there is none yet."""
+
+    version: int
+    record: PartitionRecord | None
+
+
+class Heard(NamedTuple):
+    """A store has seen `epoch`, and has not heard its writer for `silent_ms` (-1: its connection is gone)."""
 
     store: str
-    identity: tuple[str, int]
-
-
-class Inspected(NamedTuple):
-    """A store said what it has seen of the partition."""
-
-    store: str
-    view: StoreView
-
-
-class Fenced(NamedTuple):
-    """A store obeys this writer."""
-
-    store: str
-    answer: FenceAnswer
+    epoch: int
+    silent_ms: int
 
 
 class FenceRefused(NamedTuple):
@@ -56,22 +61,19 @@ class FenceRefused(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """The frames that `Fetch` asked for: the first of them at least, without a hole."""
+    """The frames that `Fetch` asked for: the first of them at least, without a hole. None of them: they cannot be read."""
 
     frames: list[bytes]
 
 
-class Inspect(NamedTuple):
-    """Ask the store what it has seen."""
+class ReadRecord(NamedTuple):
+    """Read the partition's record; answered by `RecordRead`, however long it takes."""
+
+
+class AskHeard(NamedTuple):
+    """Ask the store when it last heard the writer in force; answered by `Heard`."""
 
     store: str
-
-
-class AskFence(NamedTuple):
-    """Ask the store to obey this writer's epoch."""
-
-    store: str
-    epoch: int
 
 
 class Fetch(NamedTuple):
@@ -82,210 +84,256 @@ class Fetch(NamedTuple):
     last: int
 
 
-class TakenOver(NamedTuple):
-    """All stores hold the same frames, so all of them are committed: the log is open. Any store can say what the sessions
-    are at `log.last_index`, and none can be ahead of it."""
+class TookOver(NamedTuple):
+    """The tail is known: `log` is the writer from now on. `answers` are the fences that were answered, to be fed to it."""
 
     log: LogWriter
+    answers: dict[str, FenceAnswer]
 
 
-Event = MemberUp | MemberLost | Inspected | Fenced | FenceRefused | Fetched | Stored | NotStored
-Effect = Inspect | AskFence | Fetch | SendFrames | TakenOver | Ended
+class NoRecord(NamedTuple):
+    """There is no record yet: the partition has to be founded (``founding``)."""
+
+
+Event = StoreUp | StoreLost | RecordRead | Heard | Settled | Fenced | FenceRefused | Fetched | Tick
+Effect = ReadRecord | AskHeard | CompareAndSet | AskFence | Fetch | TookOver | NoRecord | Ended
 
 
 class _Phase(Enum):
-    INSPECT = "asking the stores"
-    FENCE = "fencing the stores"
-    COPY = "making the stores equal"
+    READ = "reading its record"
+    LISTEN = "asking the stores whether its writer is gone"
+    CLAIM = "claiming it in the register"
+    FENCE = "fencing its stores"
+    FETCH = "reading the newest frames"
     DONE = "done"
 
 
 class Takeover:
-    """One attempt of one writer."""
+    """One attempt of one writer. `begin` first."""
 
-    def __init__(self, *, log_id: int, partition: int, stores: tuple[str, ...], limits: Limits) -> None:
+    def __init__(self, *, log_id: int, partition: int, writer: str, address: str, wish: Wish, limits: Limits) -> None:
         self.epoch = 0
-        self._log_id, self._partition, self._limits = log_id, partition, limits
-        self._stores = stores
-        self._phase = _Phase.INSPECT
-        self._identities: dict[str, tuple[str, int]] = {}
-        self._up: set[str] = set()
-        self._views: dict[str, StoreView] = {}
+        self._log_id, self._partition, self._writer, self._address = log_id, partition, writer, address
+        self._wish, self._limits = wish, limits
+        self._phase = _Phase.READ
+        self._up: dict[str, Member] = {}
+        self._version = 0
+        self._record: PartitionRecord | None = None
+        self._heard: dict[str, Heard] = {}
         self._answers: dict[str, FenceAnswer] = {}
+        self._now_ms = self._since_ms = 0
         self._source = ""
-        self._last_index = 0
-        self._last_crc = 0
-        self._matches: dict[str, int] = {}
-        self._copied = 0
-        self._copied_crc: int | None = None
-
-    @property
-    def waiting_for(self) -> list[str]:
-        """The stores without which it cannot go on."""
-        answered = self._views if self._phase is _Phase.INSPECT else self._answers
-        if self._phase in (_Phase.INSPECT, _Phase.FENCE):
-            return [s for s in self._stores if s not in answered]
-        return [s for s in self._stores if s not in self._up]
+        self._all_answered = False
+        self._committed = self._committed_crc = self._last_index = 0
+        self._chosen: dict[int, int] = {}  # the CRCs of the tail
+        self._frames: list[Frame] = []
 
     @property
     def phase(self) -> str:
         """What it is doing, for people."""
         return self._phase.value
 
-    def handle(self, event: Event) -> list[Effect]:
+    @property
+    def waiting_for(self) -> list[str]:
+        """The names of the stores without which it cannot go on."""
+        if self._phase not in (_Phase.LISTEN, _Phase.FENCE):
+            return []
+        return [member.name for member in self._members if member.key not in self._up]
+
+    @property
+    def _members(self) -> tuple[Member, ...]:
+        return self._last.members
+
+    @property
+    def _last(self) -> Range:
+        assert self._record is not None
+        return self._record.ranges[-1]
+
+    def has_fenced(self, store: str) -> bool:
+        """Whether the store has answered the fence."""
+        return store in self._answers
+
+    def begin(self) -> list[Effect]:
+        """The first step."""
+        return [ReadRecord()]
+
+    def handle(self, event: object) -> list[Effect]:
         """Decide on one event."""
         match event:
-            case MemberUp(store, identity):
-                return self._on_up(store, identity)
-            case MemberLost(store):
-                self._up.discard(store)
-                if self._phase is _Phase.COPY:
-                    return [Ended(f"{store} was lost while the stores were made equal")]
-                return []
-            case Inspected(store, view):
-                return self._on_inspected(store, view)
+            case StoreUp(member):
+                self._up[member.key] = member
+                return self._on_up(member)
+            case StoreLost(store):
+                self._up.pop(store, None)
+                self._heard.pop(store, None)
+                if self._phase is _Phase.FETCH and store == self._source:
+                    return self._end("the store whose tail was chosen is lost")
+                return self._decide_if_enough()
+            case RecordRead(version, record):
+                return self._on_record(version, record)
+            case Heard(store):
+                self._heard[store] = event
+                return self._claim_if_silent()
+            case Settled(version, text):
+                return self._on_settled(version, text)
             case Fenced(store, answer):
-                return self._on_fenced(store, answer)
+                if self._phase is _Phase.FENCE:
+                    self._answers[store] = answer
+                return self._decide_if_enough()
             case FenceRefused(store, text):
-                return [Ended(f"{store} refuses the fence: {text}")]
+                return self._end(f"{store} refuses the fence: {text}")
             case Fetched(frames):
                 return self._on_fetched(frames)
-            case Stored():
-                return self._on_stored(event)
-            case NotStored(store, epoch, _, text):
-                if epoch == self.epoch:
-                    return [Ended(f"{store} cannot take its part: {text}")]
-                return []
+            case Tick(now_ms):
+                return self._on_tick(now_ms)
+            case _:
+                return []  # meant for a later phase, or an earlier one
 
-    # ------------------------------------------------------------------ asking and fencing
+    def _enter(self, phase: _Phase) -> None:
+        self._phase, self._since_ms = phase, self._now_ms
 
-    def _on_up(self, store: str, identity: tuple[str, int]) -> list[Effect]:
-        if self._identities.setdefault(store, identity) != identity:
-            return [Ended(f"{store} changed its identity during the takeover")]
-        self._up.add(store)
-        if self._phase is _Phase.INSPECT:
-            return [Inspect(store)]
-        if self._phase is _Phase.FENCE:
-            return [AskFence(store, self.epoch)]
+    def _end(self, text: str) -> list[Effect]:
+        self._phase = _Phase.DONE
+        return [Ended(text)]
+
+    def _on_up(self, member: Member) -> list[Effect]:
+        if self._phase is _Phase.LISTEN and self._is_last_member(member):
+            return [AskHeard(member.key)]
+        if self._phase is _Phase.FENCE and self._is_last_member(member):
+            return [AskFence(member.key, self.epoch)]
         return []
 
-    def _on_inspected(self, store: str, view: StoreView) -> list[Effect]:
-        self._views[store] = view
-        if self._phase is not _Phase.INSPECT or len(self._views) < len(self._stores):
-            return []
-        self.epoch = max(view.epoch for view in self._views.values()) + 1
-        self._phase = _Phase.FENCE
-        return [AskFence(s, self.epoch) for s in self._stores if s in self._up]
+    def _is_last_member(self, member: Member) -> bool:
+        """Whether it is one, or was one before it cut a damaged tail and raised its incarnation."""
+        return any(member.store == one.store for one in self._members)
 
-    def _on_fenced(self, store: str, answer: FenceAnswer) -> list[Effect]:
-        if self._phase is not _Phase.FENCE:
+    def _reachable(self) -> list[Member]:
+        return [member for member in self._up.values() if self._is_last_member(member)]
+
+    # ------------------------------------------------------------------ may it begin?
+
+    def _on_record(self, version: int, record: PartitionRecord | None) -> list[Effect]:
+        if self._phase is not _Phase.READ:
             return []
-        self._answers[store] = answer
-        if len(self._answers) < len(self._stores):
+        if record is None:
+            self._phase = _Phase.DONE
+            return [NoRecord()]
+        self._version, self._record = version, record
+        self._enter(_Phase.LISTEN)
+        return [AskHeard(member.key) for member in self._reachable()]
+
+    def _on_tick(self, now_ms: int) -> list[Effect]:
+        self._now_ms = now_ms
+        if self._phase is _Phase.LISTEN:
+            if now_ms - self._since_ms > 2 * self._limits.writer_silent_ms and any(map(self._hears, self._heard.values())):
+                return self._end("its writer is alive")
+            return [*self._claim_if_silent(), *self._ask_again()]
+        return self._decide_if_enough()
+
+    def _ask_again(self) -> list[Effect]:
+        if self._phase is not _Phase.LISTEN:
             return []
-        if lost := self.waiting_for or [s for s in self._stores if s not in self._up]:
-            return [Ended(f"{', '.join(lost)} was lost right after the fence")]
-        return self._decide()
+        return [AskHeard(member.key) for member in self._reachable()]
+
+    def _hears(self, heard: Heard) -> bool:
+        return 0 <= heard.silent_ms < self._limits.writer_silent_ms and heard.epoch > 0
+
+    def _claim_if_silent(self) -> list[Effect]:
+        """Rule 2: all that can be reached have lost the writer in force; most members can be, or it has waited for them."""
+        if self._phase is not _Phase.LISTEN or self._record is None:
+            return []
+        reachable = self._reachable()
+        enough = 2 * len(reachable) > len(self._members) or self._now_ms - self._since_ms >= self._limits.writer_silent_ms
+        if not reachable or not enough or any(m.key not in self._heard or self._hears(self._heard[m.key]) for m in reachable):
+            return []
+        self.epoch = max(self._record.epoch, *(heard.epoch for heard in self._heard.values())) + 1
+        self._enter(_Phase.CLAIM)
+        claim = PartitionRecord(self.epoch, self._writer, self._address, self._record.ranges)
+        self._record = claim
+        return [CompareAndSet(self._version, claim)]
+
+    def _on_settled(self, version: int, text: str) -> list[Effect]:
+        if self._phase is not _Phase.CLAIM:
+            return []
+        if text:
+            return self._end(text)
+        self._version = version
+        self._enter(_Phase.FENCE)
+        return [AskFence(member.key, self.epoch) for member in self._reachable()]
 
     # ------------------------------------------------------------------ choosing the tail, once
 
-    def _decide(self) -> list[Effect]:
-        self._source = max(self._answers, key=lambda store: _end(self._answers[store]))
-        best = self._answers[self._source]
-        _, self._last_index, self._last_crc = _end(best)
-        known_committed = max(answer.committed_upto for answer in self._answers.values())
-        if self._last_index < known_committed:
-            return [
-                Ended(
-                    f"{self._source} ends at frame {self._last_index} but {known_committed} was committed: "
-                    "proof of loss; keep all store directories as they are and run `trilogue verify`"
-                )
-            ]
-        self._phase = _Phase.COPY
+    def _decide_if_enough(self) -> list[Effect]:
+        """Decide as soon as all that can be reached have answered; without the slow ones after `fence_wait_ms`."""
+        if self._phase is not _Phase.FENCE or not self._answers:
+            return []
+        keys = {member.key for member in self._members}
+        sure = {store: answer for store, answer in self._answers.items() if store in keys}
+        if not sure:
+            answered = {self._up[store].store for store in self._answers if store in self._up}
+            if any(member.store not in answered for member in self._members):
+                return []
+            sure, self._all_answered = self._answers, True
+        waited = self._now_ms - self._since_ms >= self._limits.fence_wait_ms
+        if not waited and any(member.key not in self._answers for member in self._reachable()):
+            return []
+        return self._decide(sure)
+
+    def _decide(self, sure: dict[str, FenceAnswer]) -> list[Effect]:
+        self._source = max(sure, key=lambda store: _end_of(sure[store]))
+        best = sure[self._source]
+        before = self._last.first - 1
+        self._committed = max(before, *(answer.committed_upto for answer in sure.values()))
+        _, self._last_index, _ = _end_of(best)
+        if self._last_index < self._committed:
+            return self._end(
+                f"the log ends at frame {self._last_index} but {self._committed} was committed: proof of loss; "
+                "keep all store directories as they are and run `trilogue verify`"
+            )
         crcs = {entry.frame_index: entry.crc for entry in best.tail}
-        self._matches = {s: _match(a, crcs, self._last_index) for s, a in self._answers.items()}
-        self._copied = min(self._matches.values())
-        return self._next_page()
+        self._committed_crc = crcs.get(self._committed, 0)
+        self._chosen = crcs
+        self._enter(_Phase.FETCH)
+        return self._fetch_or_finish()
 
-    def _next_page(self) -> list[Effect]:
-        if self._copied < self._last_index:
-            return [Fetch(self._source, self._copied + 1, self._last_index)]
-        return self._finish()
-
-    # ------------------------------------------------------------------ making all equal
-
-    def _on_fetched(self, frames: list[bytes]) -> list[Effect]:
-        if self._phase is not _Phase.COPY or not frames:
-            return [Ended(f"{self._source} gave no frames from {self._copied + 1} on")]
-        first = self._copied + 1
-        headers: list[Header] = []
-        for frame in frames:
-            header = decode_frame(frame, self._limits.frame_bytes_max)
-            if header.index != first + len(headers) or (header.log_id, header.partition) != (
-                self._log_id,
-                self._partition,
-            ):
-                raise ProtocolError(f"{self._source} gave frame {header.index} where {first + len(headers)} was asked for")
-            before = headers[-1].header_crc if headers else self._copied_crc
-            if before is not None and header.prev_crc != before:
-                raise ProtocolError(f"{self._source} gave frame {header.index}, which does not chain")
-            headers.append(header)
-        self._copied = first + len(frames) - 1
-        self._copied_crc = headers[-1].header_crc
-        effects: list[Effect] = []
-        for store, match in self._matches.items():
-            lacking = self._refine(store, match, headers)
-            if lacking < self._copied:
-                effects.append(SendFrames((store,), frames[max(0, lacking - first + 1) :]))
-        return effects or self._next_page()
-
-    def _refine(self, store: str, match: int, headers: list[Header]) -> int:
-        """How far the store agrees, now that the source's frames up to `_copied` are known."""
-        held = {entry.frame_index: entry.crc for entry in self._answers[store].tail}
-        for header in headers:
-            if header.index == match + 1 and held.get(header.index) == header.header_crc:
-                match = header.index
-        self._matches[store] = match
-        return match
-
-    def _on_stored(self, event: Stored) -> list[Effect]:
-        if self._phase is not _Phase.COPY or event.epoch != self.epoch:
-            return []
-        if event.upto == self._copied:
-            require(event.crc == self._copied_crc, f"{event.store} confirms another frame at {event.upto}")
-        self._matches[event.store] = max(self._matches[event.store], event.upto)
-        if any(match < self._copied for match in self._matches.values()):
-            return []
-        return self._next_page()
-
-    def _finish(self) -> list[Effect]:
+    def _fetch_or_finish(self) -> list[Effect]:
+        after = self._frames[-1].frame_index if self._frames else self._committed
+        if after < self._last_index:
+            return [Fetch(self._source, after + 1, self._last_index)]
         self._phase = _Phase.DONE
+        assert self._record is not None
         log = LogWriter(
             log_id=self._log_id,
             partition=self._partition,
-            epoch=self.epoch,
-            members={s: self._identities[s] for s in self._stores},
-            last_index=self._last_index,
-            last_crc=self._last_crc,
+            version=self._version,
+            record=self._record,
+            committed=self._committed,
+            committed_crc=self._committed_crc,
+            tail=self._frames,
+            wish=self._wish,
             limits=self._limits,
+            all_answered=self._all_answered,
         )
-        return [TakenOver(log)]
+        return [TookOver(log, self._answers)]
+
+    def _on_fetched(self, frames: list[bytes]) -> list[Effect]:
+        if self._phase is not _Phase.FETCH:
+            return []
+        if not frames:
+            return self._end("the newest frames cannot be read from the store whose tail was chosen")
+        for data in frames:
+            header = decode_frame(data, self._limits.frame_bytes_max)
+            index, crc = (self._frames[-1][:2]) if self._frames else (self._committed, self._committed_crc)
+            here = (header.log_id, header.partition) == (self._log_id, self._partition)
+            if not here or header.index != index + 1 or header.prev_crc != crc or self._chosen[index + 1] != header.header_crc:
+                raise ProtocolError(f"frame {header.index} was given where {index + 1} of the chosen tail was asked for")
+            self._frames.append(Frame(header.index, header.header_crc, data))
+        return self._fetch_or_finish()
 
 
-def _end(answer: FenceAnswer) -> tuple[int, int, int]:
+def _end_of(answer: FenceAnswer) -> tuple[int, int, int]:
     """(epoch, index, CRC) of the last frame: the order in which tails are compared."""
     if not answer.tail:
         return (0, 0, 0)
     last = answer.tail[-1]
     return (last.epoch, last.frame_index, last.crc)
-
-
-def _match(answer: FenceAnswer, crcs: dict[int, int], last_index: int) -> int:
-    """Up to which index a store is known to agree with the source: what it knows committed, and what compares equal."""
-    match = min(answer.committed_upto, last_index)
-    for entry in answer.tail:
-        if entry.frame_index in crcs and entry.frame_index >= match:
-            if crcs[entry.frame_index] != entry.crc:
-                break
-            match = entry.frame_index
-    return match

@@ -35,6 +35,22 @@ Numbers are never given a second meaning.
                    RUNS       [id, partition, upto, session, after, limit]              -> [Run …] in seq order
                    RECALL     [id, partition, upto, session, sender_id, first_n, last_n] -> [Run or Skip …] in n order
                    PARTITIONS [id]                                                      -> [partition …] that it has frames of
+                   JOIN       [id, partition, epoch, writer, address, number, first, prev_crc, [[from, to] …]] -> a FenceAnswer;
+                                                                                        the intervals are vouched for
+                   FILL       [id, partition, epoch, writer, [frame …]]                 -> base; frames below the base
+                   HEARD      [id, partition]                                           -> [epoch, silent_ms]: how long it has
+                                                                                        not heard the writer (-1: disconnected)
+                   DAMAGED    [id, partition]                                           -> [index …]: frames that went bad
+                   REPAIR     [id, partition, epoch, writer, [frame …]]                 -> how many of them are whole again
+    anyone         CHARTER    [id] or [id, number]                                      -> [acceptor, number, {name: acceptor}]:
+     to store, for                                                                      the newest, or that one (number 0: none)
+     the register  FOUND      [id, number, {name: acceptor}]                            -> None: it knows this charter now
+                   PREPARE    [id, charter, key, n, proposer]                           -> [ok, [n, proposer] promised,
+                                                                                        [n, proposer] accepted, value or None]
+                                                                                        value: [version, data, moved]
+                   ACCEPT     [id, charter, key, n, proposer, value]                    -> [ok, [n, proposer] promised]
+    Supervisor to  TAKE       [id, partition, epoch]                                    -> None: take it over from the writer of
+     SessionActor                                                                       `epoch` (0: there is none)
 """
 
 from __future__ import annotations
@@ -78,6 +94,18 @@ class Say(IntEnum):
     RUNS = 37
     RECALL = 38
     PARTITIONS = 39
+
+    CHARTER = 40
+    FOUND = 41
+    PREPARE = 42
+    ACCEPT = 43
+    JOIN = 44
+    FILL = 45
+    HEARD = 46
+    REPAIR = 47
+    DAMAGED = 48
+
+    TAKE = 50
 
 
 # What is said for every frame and every submission, as plain numbers: an enum's member takes 106 ns to look up in Python 3.11,
@@ -137,10 +165,14 @@ class StoreView(NamedTuple):
 class FenceAnswer(NamedTuple):
     """What a store holds of a partition, covering every append that it will ever have answered yes.
 
-    `tail` runs from the frame at `committed_upto` (if there is one) to the last frame, without a hole. `certain` is
-    false when the store cut a damaged tail since it last was made equal: "cannot tell" is not "does not have".
+    `base` is the first index of its contiguous chain, 1 when it has everything. `tail` runs from the frame at `committed_upto`,
+    or from the base if that is higher, to the last frame, without a hole. A tail that begins at a base above 1 has an entry
+    (base - 1, 0, CRC) before it: the frame that the base follows, as the writer named it. `certain` is false when the store cut
+    a damaged tail and was not joined since: "cannot tell" is not "does not have". A certain answer is a *member's* only if the
+    record names this incarnation of the store.
     """
 
     committed_upto: int
     certain: bool
+    base: int
     tail: list[TailEntry]

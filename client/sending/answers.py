@@ -48,8 +48,10 @@ class Answers:
             if lane is None:
                 continue
             if first_n != lane.first_n or not 0 < count <= lane.sent or first_seq <= 0 or lane.early or lane.refusals:
+                before = lane.first_n
                 self._outcome(lane, first_n, Outcome(count, first_seq, duplicate, copies, epoch, None))
-                lane.tried_at = now
+                if lane.first_n != before:  # answers for later ones are no reason to wait longer for the first one's
+                    lane.tried_at = now
                 continue
             sender = lane.sender
             session = lane.session

@@ -57,7 +57,15 @@ def root(
 def up(
     partitions: Annotated[int | None, typer.Option(metavar="N", help="Partitions of new data (4); fixed from then on.")] = None,
     copies: Annotated[int | None, typer.Option(metavar="N", help="Stores that hold each message (3).")] = None,
-    stores: Annotated[int | None, typer.Option(metavar="N", help="Stores in all (as many as copies).")] = None,
+    stores: Annotated[
+        int | None, typer.Option(metavar="N", help="Stores in all (one more than copies; one a node on a cluster); may grow.")
+    ] = None,
+    spare_sessions: Annotated[
+        int | None, typer.Option(metavar="N", help="SessionActors that wait to take a partition over (1).")
+    ] = None,
+    min_copies: Annotated[
+        int | None, typer.Option(metavar="N", help="Go on with so many copies while stores are missing (as many as copies).")
+    ] = None,
     data: Data = None,
     listen: Annotated[
         str | None,
@@ -82,8 +90,9 @@ def up(
     from trilogue.cluster.settings.asked import settings_of
 
     settings = settings_of(
-        partitions=partitions, copies=copies, stores=stores, data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs
-    )
+        partitions=partitions, copies=copies, stores=stores, spare_sessions=spare_sessions, min_copies=min_copies,
+        data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs,
+    )  # fmt: skip
     with show.progress() as progress:
         outcome = start(settings, ray_address, timeout, progress)
     show.started(outcome)
@@ -157,19 +166,78 @@ def tail(
 
 
 @app.command()
-def verify(address: Address = None, data: Data = None, json: Json = False) -> None:
-    """Re-read every frame on every store, and check that nothing is damaged, lost, doubled or out of order."""
-    from trilogue.cluster.commands import show
-    from trilogue.cluster.commands.find import locate
-    from trilogue.cluster.commands.verify import verify as check
+def verify(
+    address: Address = None,
+    data: Data = None,
+    json: Json = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Of a system that is down: make its damaged stores whole from the others.")
+    ] = False,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="With --repair: go on without what no store has any more.")
+    ] = False,
+) -> None:
+    """Re-read every frame on every store, and check that nothing is damaged, lost, doubled or out of order.
 
-    known = locate(address, data)
+    When the system is down, the stores' directories of this machine are read.
+    """
+    from trilogue.cluster.commands import show
+    from trilogue.cluster.commands.repair import repair as mend
+    from trilogue.cluster.commands.repair import verify_up_or_down
+
+    if accept_loss and not repair:
+        raise UsageError("--accept-loss is said with --repair")
     with show.bars() as bars:
-        report = asyncio.run(check(known, bars))
+        report = mend(address, data, bars, accept_loss=accept_loss) if repair else verify_up_or_down(address, data, bars)
     if json:
         _print_json(report)
     else:
         show.verified(report)
+    raise typer.Exit(FINE if report["ok"] else NO)
+
+
+@app.command()
+def rescue(
+    lost: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lost", metavar="STORE", help="This store is gone for good, or its directory is: once for each such one."
+        ),
+    ] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on also when only the lost stores may have had some acked messages.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    address: Address = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Bring a running system back whose stores are gone for good in such a number that its register stands still.
+
+    Nothing is done while a majority of the register's stores answers: lost stores are then replaced by themselves.
+    """
+    from trilogue.cluster.commands import show
+    from trilogue.cluster.commands.find import locate
+    from trilogue.cluster.commands.rescue import Facts
+    from trilogue.cluster.commands.rescue import rescue as bring_back
+
+    def confirm(facts: Facts) -> bool:
+        show.rescue_asked(facts)
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise UsageError("nobody can be asked here: say --yes")
+        return typer.confirm("Are the lost stores gone for good, and shall this be done?", default=False, err=True)
+
+    with show.lines() as say:
+        report = asyncio.run(bring_back(locate(address, data), lost or [], confirm, say, accept_loss=accept_loss))
+    if report is None:
+        typer.echo("nothing was changed")
+        raise typer.Exit(NO)
+    if json:
+        _print_json(report)
+    else:
+        show.rescued(report)
     raise typer.Exit(FINE if report["ok"] else NO)
 
 

@@ -16,7 +16,7 @@ others have not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,30 +59,34 @@ class Findings:
 class _Copy:
     """How far one store's copy has been judged."""
 
-    __slots__ = ("broken", "crc", "epoch", "index")
+    __slots__ = ("broken", "crc", "epoch", "first", "index")
 
-    def __init__(self) -> None:
-        self.index = 0
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.index = first - 1
         self.crc = 0
         self.epoch = 0
-        self.broken = False  # the frame before could not be read: what follows has nothing to chain to
+        self.broken = first > 1  # the frame before could not be read: what follows has nothing to chain to
 
 
 class PartitionJudge:
-    """Judges one partition. Hand in each store's frames with `take` and `unreadable`; `finish` at the end."""
+    """Judges one partition. Hand in each store's frames with `take` and `unreadable`; `finish` at the end.
+
+    `firsts` says with which index each store begins: one of them with 1.
+    """
 
     def __init__(
         self,
         partition: int,
         partitions: int,
-        stores: Sequence[str],
+        firsts: Mapping[str, int],
         log_id: int | None,
         frame_bytes_max: int,
         findings: Findings,
     ) -> None:
         self.partition = partition
         self._partitions = partitions
-        self._copies = {store: _Copy() for store in stores}
+        self._copies = {store: _Copy(first) for store, first in firsts.items()}
         self._log_id = log_id
         self._frame_bytes_max = frame_bytes_max
         self._findings = findings
@@ -154,7 +158,7 @@ class PartitionJudge:
             copy.crc, copy.epoch = header.header_crc, max(copy.epoch, header.epoch)
         crcs = self._waiting.setdefault(index, {})
         crcs[store] = header.header_crc if header is not None else None
-        if len(crcs) < len(self._copies):
+        if len(crcs) < sum(copy.first <= index for copy in self._copies.values()):
             return
         del self._waiting[index]
         if len({crc for crc in crcs.values() if crc is not None}) > 1:

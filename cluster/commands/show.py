@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from trilogue.cluster.commands.rescue import Facts
     from trilogue.cluster.commands.up_down import Outcome
 
 PROBLEMS_SHOWN = 20
@@ -42,6 +43,13 @@ def progress() -> Iterator[Callable[[str], None]]:
         return
     with console.status("…") as status:
         yield lambda what: status.update(what)
+
+
+@contextmanager
+def lines() -> Iterator[Callable[[str], None]]:
+    """Says what is being done now, a line each: for a work that asks questions in between."""
+    console = Console(stderr=True, highlight=False)
+    yield lambda what: console.print(what, markup=False, soft_wrap=True)
 
 
 class _RichBars:
@@ -74,7 +82,7 @@ def started(outcome: Outcome) -> None:
     sessions = [name for name in run.actors if name.startswith("session-")]
     option = f" --data {run.data}"
     for line in (
-        f"trilogue {what}: {len(stores)} stores, {len(sessions)} partitions",
+        f"trilogue {what}: {len(stores)} stores, {len(sessions)} SessionActors",
         f"  address  {next(iter(run.actors.values()), '')}   (token: {run.token_file})",
         f"  data     {run.data}",
         f"  logs     {run.logs}",
@@ -108,4 +116,71 @@ def verified(report: dict[str, Any]) -> None:
         console.print(f"  … and {report['problem_count'] - PROBLEMS_SHOWN} more")
     for note in report["notes"]:
         console.print(f"  note: {note}", markup=False, soft_wrap=True)
+    for repair in report.get("repairs", ()):
+        for line in (
+            f"repaired {repair['store']}: {repair['frames']} frames, {repair['frames_from_others']} of them from other stores",
+            f"  what was there before is kept in {repair['kept']} ({repair['kept_bytes'] / 1e6:.1f} MB): "
+            "it may be removed when `trilogue verify` is content",
+        ):
+            console.print(line, markup=False, soft_wrap=True)
     console.print("verified: nothing damaged, lost, doubled or out of order" if report["ok"] else "NOT OK: see above")
+    if report.get("mendable"):
+        console.print("`trilogue verify --repair` makes the damaged stores whole again: their peers have all that they lack")
+
+
+def rescue_asked(facts: Facts) -> None:
+    """What a rescue would do, and what may be lost by it."""
+    from trilogue.cluster.commands.rescue import may_lose
+
+    console = Console(stderr=True, highlight=False)
+    keepers, votes = ", ".join(facts.charter.acceptors), ", ".join(facts.votes) or "none"
+    lost = ", ".join(facts.lost) or "none"
+    for line in (
+        f"the register is kept by {keepers} (charter {facts.charter.number}); with their memory are there: {votes}",
+        f"gone for good, as you say: {lost}"
+        + (f"; new and empty under their names: {', '.join(facts.fresh)}" * bool(facts.fresh)),
+        f"what is left: {', '.join(facts.left)}",
+        "a rescue that was begun before is finished:" if facts.resumed else "what will be done:",
+        f"  1. on {', '.join(facts.left)}, no writer of before is obeyed any more, in {facts.partitions} partitions",
+        "  2. the register is founded anew by what is left, and gives no vote under its old charter for ever",
+        "  3. each partition goes on from the longest log that is left, as soon as there are enough stores",
+        "a lost store that comes back with its old data after this is like an empty one: its votes count for nothing",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+    if facts.whole:
+        console.print(
+            f"no acked message is lost: each is on {facts.least} stores at least, and so on one that is left",
+            markup=False,
+            soft_wrap=True,
+        )
+    else:
+        console.print(f"MESSAGES MAY BE LOST: {may_lose(facts)}", markup=False, soft_wrap=True)
+
+
+def rescued(report: dict[str, Any]) -> None:
+    """What a rescue has done, and what is to be done now."""
+    console = Console(highlight=False)
+    console.print(
+        f"rescued: the register is kept by {', '.join(report['keepers'])} (charter {report['charter']})", soft_wrap=True
+    )
+    for one in report["partitions"]:
+        where = f"partition {one['partition']}"
+        console.print(f"  {where}: goes on from {one['from']}, with {one['frames']} frames", markup=False, soft_wrap=True)
+        for first, last in one["lost"]:
+            text = f"  {where} STAYS CLOSED: no store that is left has its frames {first}-{last}"
+            console.print(f"{text}; look for the lost stores' disks", markup=False, soft_wrap=True)
+        for given_up in one["given_up"]:
+            console.print(f"  {where}: given up: {given_up}", markup=False, soft_wrap=True)
+    there, least = report["stores_there"], report["min_copies"]
+    if there < least:
+        console.print(
+            f"{there} stores are there, and nothing is acked before {least} are: start the missing ones (empty ones will do), "
+            "add others with `trilogue up --stores N`, or go on with fewer copies with `trilogue up --min-copies N`",
+            markup=False,
+            soft_wrap=True,
+        )
+    elif there < report["copies"]:
+        console.print(
+            f"{there} stores are there: messages get so many copies until there are {report['copies']}", soft_wrap=True
+        )
+    console.print("see `trilogue status`, then `trilogue verify`")

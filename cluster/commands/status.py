@@ -6,14 +6,19 @@ that does not answer is named, never left out; the keys stay what they are.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trilogue.actors.protocol.errors import NotAuthorized, TrilogueError, Unavailable
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.cluster.commands.find import Known
+from trilogue.cluster.commands.margins import in_words, margins, register_of
 from trilogue.cluster.commands.streams import ask_all
 from trilogue.cluster.on_ray.placement import protection, read_places
+from trilogue.cluster.settings.config import SUPERVISOR, read_record
+from trilogue.cluster.settings.runfile import RunFile
 
 FORMAT = 1
 HOPS = 3
@@ -57,12 +62,19 @@ def _good(answer: Any) -> bool:
 def _shape(known: Known, actors: dict[str, dict[str, Any]], route: dict[str, Any] | None) -> dict[str, Any]:
     run = known.run
     stores = {name: one for name, one in actors.items() if one.get("role") == "store"}
-    sessions = {int(one["partition"]): one for one in actors.values() if one.get("role") == "session"}
-    count = int(route["partitions"]) if route is not None else len(sessions)
-    expected = {f"session-{p}" for p in range(count)} | {store for one in sessions.values() for store in one["stores"]}
+    sessions = [one for one in actors.values() if one.get("role") == "session"]
+    owners = _owners(sessions)
+    supervisor = actors.get(SUPERVISOR, {})
+    heard = supervisor.get("partitions", {})
+    count = int(route["partitions"]) if route is not None else len(heard) or max(owners, default=-1) + 1
+    expected = {store for one in owners.values() for store in (*one["members"], *one["spares"])}
+    expected |= set(supervisor.get("watched", ()))
     if run is not None:
         expected |= set(run.actors)
-    copies = max((int(one["copies"]) for one in sessions.values()), default=0)
+    copies = max((int(one["copies"]) for one in owners.values()), default=0)
+    partitions = [_partition(p, owners.get(p), heard.get(p), route) for p in range(count)]
+    register = register_of(stores) | {"gone": supervisor.get("register", {}).get("gone", {})}
+    there = sum(one["state"] == "open" for one in stores.values())
     return {
         "format": FORMAT,
         "cluster": run.cluster if run is not None else str((route or {}).get("cluster", "")),
@@ -71,22 +83,58 @@ def _shape(known: Known, actors: dict[str, dict[str, Any]], route: dict[str, Any
         "started_by": run.started_by if run is not None else None,
         "ray": {"address": run.ray.address, "temp_dir": run.ray.temp_dir} if run is not None else None,
         "logs": run.logs if run is not None else None,
-        "partitions": [_partition(p, sessions.get(p), route) for p in range(count)],
+        "partitions": partitions,
+        "spare_sessions": sorted(str(one["name"]) for one in sessions if one["partition"] is None),
+        "failovers": supervisor.get("failovers"),
         "stores": [_store(one) for _, one in sorted(stores.items())],
         "missing": sorted(expected - set(actors)),
+        "register": register,
+        "may_lose": margins(partitions, register, there, _min_copies(supervisor, run)),
         "protects_against": _protection(run.data if run is not None else None, stores, copies),
         "actors": dict(sorted(actors.items())),
     }
 
 
-def _partition(partition: int, one: dict[str, Any] | None, route: dict[str, Any] | None) -> dict[str, Any]:
+def _min_copies(supervisor: dict[str, Any], run: RunFile | None) -> int | None:
+    """How many stores a partition needs at least; None when nobody says it."""
+    if "min_copies" in supervisor:
+        return int(supervisor["min_copies"])
+    if run is not None:
+        with contextlib.suppress(TrilogueError):
+            record = read_record(Path(run.data))
+            return record.min_copies if record is not None else None
+    return None
+
+
+def _owners(sessions: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Who serves each partition: of two that say so, the one in the higher epoch; the other one ends by itself."""
+    owners: dict[int, dict[str, Any]] = {}
+    for one in sessions:
+        number = one["partition"]
+        if number is not None and (number not in owners or one["epoch"] > owners[number]["epoch"]):
+            owners[int(number)] = one
+    return owners
+
+
+def _partition(
+    partition: int, one: dict[str, Any] | None, heard: dict[str, Any] | None, route: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What its owner says; what the Supervisor hears of it; without an owner, what the stores remember.
+
+    `stores` are the members of its last range, `spares` the stores that could replace one of them now.
+    """
+    about = {key: heard.get(key) if heard is not None else None for key in ("since", "failovers")}
     if one is None:
-        writers = (route or {}).get("writers", {})
-        epoch, address = writers.get(partition, (0, ""))
-        return {"partition": partition, "state": f"its SessionActor does not answer at {address or 'any known address'}",
-                "epoch": epoch, "copies": 0, "stores": [], "address": address, "committed": 0, "sessions": 0}  # fmt: skip
-    keys = ("partition", "state", "epoch", "copies", "stores", "address", "committed", "sessions")
-    return {key: one.get(key) for key in keys}
+        epoch, address = (route or {}).get("writers", {}).get(partition, (0, ""))
+        state = f"its SessionActor does not answer at {address or 'any known address'}"
+        if heard is not None and heard["actor"] is None:
+            state = str(heard["state"])
+        return {"partition": partition, "state": state, "actor": None, "epoch": epoch, "copies": 0, "stores": [], "spares": [],
+                "address": address, "committed": 0, "sessions": 0, **about}  # fmt: skip
+    if heard is not None and heard["actor"] != one["name"]:
+        about["since"] = None
+    same = ("partition", "state", "epoch", "copies", "spares", "address", "committed", "sessions")
+    return {**{key: one.get(key) for key in same}, "actor": one["name"], "stores": one["members"], **about}
 
 
 def _store(one: dict[str, Any]) -> dict[str, Any]:
@@ -107,16 +155,18 @@ def _store(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _protection(data: str | None, stores: dict[str, dict[str, Any]], copies: int) -> str:
-    places = None
+    places = record = None
     if data is not None:
-        try:
+        with contextlib.suppress(TrilogueError):
             places, _ = read_places(Path(data))
-        except TrilogueError:
-            places = None
+            record = read_record(Path(data))
+    copies = copies or (record.copies if record is not None else 0)
+    if not copies:
+        return "unknown: no partition is served"
     if places is not None:
-        return protection(places.hosts, places.spread, copies or len(places.hosts))
+        return protection(places.hosts, places.spread, copies)
     hosts = {name: str(one["address"]).rpartition(":")[0] for name, one in stores.items()}
-    return protection(hosts, False, copies or len(hosts)) if hosts else "unknown: no store answers"
+    return protection(hosts, False, copies) if hosts else "unknown: no store answers"
 
 
 def render(status: dict[str, Any]) -> None:
@@ -132,16 +182,24 @@ def render(status: dict[str, Any]) -> None:
         ("data", status["data"]),
         ("address", ", ".join(status["addresses"][:1]) + f"  (any of {len(status['addresses'])} leads to all)"),
         ("copies", status["protects_against"]),
+        ("register", _register(status["register"])),
+        ("margins", f"stores that may be lost {in_words(status['may_lose'])}"),
         ("Ray", f"{status['ray']['address']}, {status['ray']['temp_dir'] or 'joined'}" if status["ray"] else None),
         ("logs", status["logs"]),
     ):
         if value:
-            console.print(f"{label:9}{value}", markup=False, soft_wrap=True)
-    partitions = Table("partition", "state", "epoch", "copies", "sessions", "frames", "address", box=None, pad_edge=False)
+            console.print(f"{label:10}{value}", markup=False, soft_wrap=True)
+    partitions = Table(
+        "partition", "state", "served by", "since (UTC)", "epoch", "failovers", "copies", "stores", "spare stores", "sessions",
+        "frames", "address", box=None, pad_edge=False,
+    )  # fmt: skip
     for one in status["partitions"]:
         style = None if one["state"] == "open" else "yellow"
-        row = (one["partition"], one["state"], one["epoch"], one["copies"], one["sessions"], one["committed"], one["address"])
-        partitions.add_row(*map(str, row), style=style)
+        row = (
+            one["partition"], one["state"], one["actor"], _when(one["since"]), one["epoch"], one["failovers"], one["copies"],
+            _numbers(one["stores"]), _numbers(one["spares"]), one["sessions"], one["committed"], one["address"],
+        )  # fmt: skip
+        partitions.add_row(*("-" if item in (None, "") else str(item) for item in row), style=style)
     stores = Table("store", "state", "on disk", "free", "partitions", "directory", box=None, pad_edge=False)
     for one in status["stores"]:
         style = None if one["state"] == "open" else "yellow"
@@ -158,10 +216,35 @@ def render(status: dict[str, Any]) -> None:
     console.print(partitions)
     console.print()
     console.print(stores)
+    console.print(f"\nspare SessionActors: {', '.join(status['spare_sessions']) or 'none'}", markup=False)
     if status["missing"]:
         console.print(
             f"\nnot answering: {', '.join(status['missing'])} (Ray restarts an actor within a few seconds)", style="yellow"
         )
+
+
+def _register(register: dict[str, Any]) -> str | None:
+    if not register["charter"]:
+        return None
+    away = [name for name in register["stores"] if name not in register["answering"]]
+    text = f"kept by {', '.join(register['stores'])}"
+    if away:
+        text += "; missing: " + ", ".join(
+            f"{name} ({register['gone'][name]})" if name in register["gone"] else name for name in away
+        )
+    return (
+        text
+        if register["may_lose"] >= 0
+        else f"{text}: IT STANDS STILL; if they are gone for good, see `trilogue rescue --help`"
+    )
+
+
+def _when(since: str | None) -> str:
+    return since.replace("T", " ").removesuffix("Z") if since else ""
+
+
+def _numbers(stores: Sequence[str]) -> str:
+    return " ".join(name.removeprefix("store-") for name in stores)
 
 
 def size(count: int | None) -> str:

@@ -17,8 +17,8 @@ from trilogue.cluster.commands.find import Known, locate, run_file_behind
 from trilogue.cluster.commands.streams import run
 from trilogue.cluster.on_ray.ray_head import end_head, head_environment, join, start_head
 from trilogue.cluster.on_ray.remains import answers, clean, runs
-from trilogue.cluster.settings.asked import Settings, open_data
-from trilogue.cluster.settings.config import split_listen
+from trilogue.cluster.settings.asked import Settings, check_running, open_data
+from trilogue.cluster.settings.config import read_record, split_listen
 from trilogue.cluster.settings.runfile import (
     RayRun,
     RunFile,
@@ -51,12 +51,12 @@ def up(settings: Settings, ray_address: str | None, timeout_s: float, progress: 
 
 def _up(settings: Settings, ray_address: str | None, timeout_s: float, progress: Progress) -> Outcome:
     from trilogue.cluster.launcher import find_running
-    from trilogue.cluster.on_ray.starting import check_free, note_start, start_system
+    from trilogue.cluster.on_ray.starting import NeedsRescue, check_free, note_start, start_system
 
     known = read_run_file(data_run_file(settings.data))
     if known is not None:
         if runs(known, progress):
-            _check_listen(settings, known)
+            _check_running(settings, known)
             overshadowed = _other_system(settings.data)
             if known.started_by == "up":
                 known.write(user_run_file())  # the last `up` is the one that commands without --data mean
@@ -81,6 +81,8 @@ def _up(settings: Settings, ray_address: str | None, timeout_s: float, progress:
         if ray_address is None:
             join(ray_run.address, head_environment(Path(ray_run.token_file)))
         start_system(settings, ray_run, "up", timeout_s=timeout_s, run_files=(user_run_file(),), progress=progress)
+    except NeedsRescue:
+        raise  # it is left running: a rescue asks the stores
     except BaseException:
         end_head(ray_run, settings.data)
         remove_run_files(noted)
@@ -128,7 +130,10 @@ def _known(address: str | None, data: Path | None) -> RunFile | None:
     return known
 
 
-def _check_listen(settings: Settings, known: RunFile) -> None:
+def _check_running(settings: Settings, known: RunFile) -> None:
+    record = read_record(settings.data)
+    if record is not None:
+        check_running(settings, record)
     if settings.listen is None:
         return
     host, port = split_listen(settings.listen)

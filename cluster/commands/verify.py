@@ -2,14 +2,14 @@
 
 Owns the reading: which stores, how far, a page at a time. It must not know what is right or wrong (``judge``).
 Invariants: a store that does not answer is a problem, never an omission; at most one page a store is in memory;
-only what is on all stores is compared, so a system under load can be verified.
+only what is on all stores is compared, so a system under load can be verified. A store that is still being filled
+is read from where its own chain begins, and a note says so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ class Member(NamedTuple):
 
     store: str
     connection: Connection
+    first_index: int
     last_index: int
 
 
@@ -45,6 +46,7 @@ async def verify(known: Known, bars: Bars) -> dict[str, Any]:
     log_id = _log_id(known)
     async with AsyncExitStack() as stack:
         connections: dict[str, Connection] = {}
+        holders: dict[int, list[str]] = {}
         for store in _expected_stores(status):
             one = status["actors"].get(store)
             try:
@@ -56,18 +58,21 @@ async def verify(known: Known, bars: Bars) -> dict[str, Any]:
                 connections.pop(store, None)
                 findings.add("unreachable", store, f"{error}: its copies were not read")
                 continue
+            for partition in held:
+                holders.setdefault(partition, []).append(store)
             beyond = [partition for partition in held if partition >= len(status["partitions"])]
             if beyond:
                 findings.add("misplaced", store, f"it holds frames of partitions {beyond}, which do not exist")
         for partition in range(len(status["partitions"])):
             about = status["partitions"][partition]
-            stores = [name for name in about["stores"] or connections if name in connections]
+            stores = [name for name in about["stores"] or holders.get(partition, ()) if name in connections]
+            firsts = {name: _first_index(status["actors"][name], partition) for name in stores}
             judge = PartitionJudge(
-                partition, len(status["partitions"]), stores, log_id, DEFAULT_LIMITS.frame_bytes_max, findings
+                partition, len(status["partitions"]), firsts, log_id, DEFAULT_LIMITS.frame_bytes_max, findings
             )
             try:
                 await _read_partition(
-                    judge, partition, stores, connections, int(about["committed"] or 0), findings, notes, bars
+                    judge, partition, firsts, connections, int(about["committed"] or 0), findings, notes, bars
                 )
             except (TrilogueError, Refused) as error:
                 findings.add("unreachable", f"partition {partition}", f"{error}: it was not read to its end")
@@ -87,7 +92,7 @@ async def verify(known: Known, bars: Bars) -> dict[str, Any]:
 async def _read_partition(
     judge: PartitionJudge,
     partition: int,
-    stores: Sequence[str],
+    firsts: dict[str, int],
     connections: dict[str, Connection],
     committed: int,
     findings: Findings,
@@ -98,11 +103,24 @@ async def _read_partition(
     asked.
     """
     members = [
-        Member(store, connections[store], (await connections[store].request(Say.INSPECT, partition))[1]) for store in stores
+        Member(store, connections[store], first, (await connections[store].request(Say.INSPECT, partition))[1])
+        for store, first in firsts.items()
     ]
     if not members:
-        findings.add("unreachable", f"partition {partition}", "none of its stores answers")
+        if committed:
+            findings.add("unreachable", f"partition {partition}", "none of its stores answers")
         return
+    begin = min(member.first_index for member in members)
+    if begin > 1:
+        text = f"its stores have not been filled with the frames before {begin} yet: try again later"
+        findings.add("unreachable", f"partition {partition}", text)
+        return
+    for member in members:
+        if member.first_index > 1:
+            text = (
+                f"{member.store} is still being filled: of partition {partition} it has the frames from {member.first_index} on"
+            )
+            notes.append(text)
     end = min(member.last_index for member in members)
     for member in members:
         if member.last_index < committed:
@@ -148,6 +166,11 @@ async def _frame_by_frame(judge: PartitionJudge, member: Member, partition: int,
         judge.unreadable(member.store, refusal.text)
         return []
     return frames
+
+
+def _first_index(store: dict[str, Any], partition: int) -> int:
+    """Where the store's unbroken chain begins: at 1, unless it is still being filled with what was there before it joined."""
+    return int(store["partitions"].get(partition, {}).get("base", 1))
 
 
 def _expected_stores(status: dict[str, Any]) -> list[str]:

@@ -16,8 +16,8 @@ from trilogue.actors.config import SessionConfig, StoreConfig
 from trilogue.actors.wire import join_address
 from trilogue.cluster.on_ray import supervisor
 from trilogue.cluster.on_ray.address_book import RayAddressBook
-from trilogue.cluster.on_ray.placement import Node, node_of
-from trilogue.cluster.settings.config import ANY_HOST, LOOPBACK, NAMESPACE, SUPERVISOR, Desired
+from trilogue.cluster.on_ray.placement import Node, node_of, spread_over
+from trilogue.cluster.settings.config import ANY_HOST, LOOPBACK, NAMESPACE, SUPERVISOR, Desired, session_names, store_names
 from trilogue.cluster.settings.ports import outward_address
 
 OPTIONS: Final[dict[str, Any]] = {
@@ -109,19 +109,21 @@ def create_actor(desired: Desired, name: str, here: str) -> Any:
             allow_tmpfs=desired.allow_tmpfs,
         )
         return _actor(StoreActor, name, _near(node, soft=False), store)
-    partition = int(name.removeprefix("session-"))
+    stores = store_names(record)
     session = SessionConfig(
         name=name,
-        partition=partition,
         partitions=record.partitions,
         cluster_id=record.cluster,
         log_id=record.log_id,
-        stores=desired.ensemble(partition),
+        stores=stores,
+        copies=record.copies,
+        min_copies=record.min_copies,
         token=desired.token,
         listen=listen,
+        first_stores=stores[: record.first_stores],
     )
-    strategy = "SPREAD" if desired.spread else _near(here, soft=True)
-    return _actor(SessionActor, name, strategy, session, RayAddressBook())
+    near = (spread_over(session_names(record).index(name), living_nodes()) if desired.spread else None) or here
+    return _actor(SessionActor, name, _near(near, soft=True), session, RayAddressBook())
 
 
 def living_nodes() -> list[Node]:

@@ -48,8 +48,10 @@ def plan(
     Raises `LaunchError` when the nodes that were asked for, or that hold the data, are not there.
     """
     names = store_names(record)
-    if remembered is not None and set(remembered.hosts) == set(names):
-        return _again(remembered, data, nodes, here, spread)
+    if remembered is not None:
+        if not set(remembered.hosts) <= set(names):
+            raise LaunchError(f"{data / 'places.json'} knows stores that cluster.json does not: restore both from one backup")
+        return _again(remembered, names, data, nodes, here, spread)
     if spread and len(nodes) < record.stores:
         raise LaunchError(
             f"{record.stores} stores on nodes of their own need {record.stores} Ray nodes, and there are {len(nodes)}: "
@@ -65,12 +67,15 @@ def plan(
     return Places(True, hosts, {name: str(data / ("store" if alone else name)) for name in names})
 
 
-def _again(remembered: Places, data: Path, nodes: Sequence[Node], here: Node, spread: bool | None) -> Places:
+def _again(
+    remembered: Places, names: Sequence[str], data: Path, nodes: Sequence[Node], here: Node, spread: bool | None
+) -> Places:
+    """The stores that there were, where they were, and a place for each that has been added."""
     if remembered.machines == 1:
         # One machine, whatever its address is today, and wherever the data directory has been moved to.
         if spread and not remembered.spread and len({node.host for node in nodes}) > 1:
             raise SettingsDiffer("the data of all stores is on this machine: leave out --spread, or use another --data")
-        hosts = dict.fromkeys(remembered.hosts, here.host)
+        hosts = dict.fromkeys(names, here.host)
         wide = remembered.spread if spread is None else spread
         if wide and len(nodes) < len(hosts):
             if spread:
@@ -81,7 +86,15 @@ def _again(remembered: Places, data: Path, nodes: Sequence[Node], here: Node, sp
     if missing:
         name, host = next(iter(missing.items()))
         raise LaunchError(f"{name}'s data is on {host}, which is not in this Ray cluster: start a Ray node there first")
-    return remembered
+    added = names[len(remembered.hosts) :]
+    free = sorted({node.host for node in nodes} - set(remembered.hosts.values()))
+    if len(free) < len(added):
+        raise LaunchError(
+            f"{len(names)} stores on machines of their own need {len(added)} more in this Ray cluster, and it has {len(free)}: "
+            "start Ray nodes there first"
+        )
+    hosts = remembered.hosts | dict(zip(added, free, strict=False))
+    return Places(remembered.spread, hosts, remembered.directories | {name: str(data / "store") for name in added})
 
 
 def node_of(store: str, hosts: dict[str, str], spread: bool, nodes: Iterable[Node], here: str) -> str | None:
@@ -96,6 +109,13 @@ def node_of(store: str, hosts: dict[str, str], spread: bool, nodes: Iterable[Nod
         return here if here in on_host else on_host[0]
     neighbours = sorted(name for name, host in hosts.items() if host == hosts[store])
     return on_host[neighbours.index(store) % len(on_host)]
+
+
+def spread_over(number: int, nodes: Iterable[Node]) -> str | None:
+    """The id of the node where the SessionActor of this number is to run, so that neighbours in number are not neighbours in
+    place; None without nodes. Ray's own SPREAD puts actors that need no CPU side by side."""
+    ids = sorted(node.node_id for node in nodes)
+    return ids[number % len(ids)] if ids else None
 
 
 def protection(hosts: dict[str, str], spread: bool, copies: int) -> str:

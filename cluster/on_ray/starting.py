@@ -2,7 +2,8 @@
 
 Owns the order: checks, actors, waiting, the run files. It must not know who asked (``launcher``, ``up_down``).
 Invariants: nothing is started before the settings, the data directory and the ports have been checked; what a failed
-start created is ended again; data is never removed.
+start created is ended again, unless `up` started it and only `trilogue rescue` can help, which needs it running; data is never
+removed.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.cluster.on_ray.placement import check_listen, plan, read_places, write_places
 from trilogue.cluster.on_ray.processes import wait_for_actors
 from trilogue.cluster.on_ray.remains import clean, runs
-from trilogue.cluster.settings.asked import Settings, open_data
+from trilogue.cluster.settings.asked import Settings, as_asked, keep_record, open_data
 from trilogue.cluster.settings.config import (
     NAMESPACE,
     SUPERVISOR,
     Desired,
     actor_names,
+    read_record,
     session_names,
     split_listen,
+    store_names,
 )
 from trilogue.cluster.settings.ports import check_host, choose_ports
 from trilogue.cluster.settings.runfile import RayRun, RunFile, data_run_file, read_run_file, remove_run_files
@@ -38,6 +41,10 @@ END_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
 START_LOCK_WAIT_S = 30.0
 Progress = Callable[[str], None]
+
+
+class NeedsRescue(LaunchError):
+    """The stores are up, and so many of those that kept the register have lost their memory that it stands still."""
 
 
 class Started(NamedTuple):
@@ -147,28 +154,42 @@ def start_system(
     here = context.get_node_id()
     ray_run = ray_run if ray_run.address else RayRun(str(context.gcs_address))
     names = actor_names(desired.record)
-    noted = note_start(settings, ray_run, started_by)
+    noted: RunFile | None = note_start(settings, ray_run, started_by)
     try:
-        progress(f"creating {desired.record.stores} stores and {desired.record.partitions} SessionActors")
+        progress(f"creating {len(store_names(desired.record))} stores and {len(session_names(desired.record))} SessionActors")
         handles = {name: create_actor(desired, name, here) for name in names}
         places = _wait_for_places(handles, deadline, progress)
         _check_ours(desired, ray.get(handles[SUPERVISOR].desired.remote()))
-        _wait_for_partitions(desired, handles, deadline, progress)
+        try:
+            _wait_for_partitions(desired, handles[SUPERVISOR], deadline, progress)
+        except NeedsRescue:
+            if started_by == "up":
+                _note_running(desired, ray_run, places, started_by, paths)
+                noted = None
+            raise
     except SettingsDiffer:
+        assert noted is not None
         remove_run_files(noted)
         raise
     except BaseException as error:
+        if noted is None:
+            raise
         end_actors(desired)
         remove_run_files(noted)
         if isinstance(error, ray.exceptions.RayError):
             raise LaunchError(f"the actors did not start: {' '.join(str(error).split())[:300]}") from None
         raise
+    _note_running(desired, ray_run, places, started_by, paths)
+    return Started(desired, ray_run, {name: place.address for name, place in places.items()})
+
+
+def _note_running(desired: Desired, ray_run: RayRun, places: dict[str, Any], started_by: str, paths: tuple[Path, ...]) -> None:
+    """Write the run files of a system that runs."""
     actors = {name: place.address for name, place in places.items()}
     pids = {name: place.pid for name, place in places.items()}
     known = run_file_of(desired, ray_run, actors, pids, started_by, places[SUPERVISOR].logs)
     for path in paths:
         known.write(path)
-    return Started(desired, ray_run, actors)
 
 
 def end_actors(desired: Desired) -> None:
@@ -209,15 +230,19 @@ def _desired(settings: Settings, run_files: tuple[str, ...]) -> Desired:
 
     from trilogue.cluster.on_ray.actor_classes import living_nodes
 
-    record, token = open_data(settings)
+    _, token = open_data(settings)
     nodes = living_nodes()
     here_id = ray.get_runtime_context().get_node_id()
     here = next((node for node in nodes if node.node_id == here_id), nodes[0])
+    kept = read_record(settings.data)
+    assert kept is not None
+    record = as_asked(settings, kept, len(nodes))
     remembered, ports = read_places(settings.data)
     places = plan(record, settings.data, nodes, here, settings.spread, remembered)
     host, first = split_listen(settings.listen or LISTEN_DEFAULT)
     check_listen(host, places)
     ports = choose_ports(actor_names(record), host, first, ports)
+    keep_record(settings, record)
     write_places(settings.data, places, ports)
     return Desired(
         record=record,
@@ -265,26 +290,35 @@ def _wait_for_places(handles: dict[str, Any], deadline: float, progress: Progres
     return {name: places[name] for name in handles}
 
 
-def _wait_for_partitions(desired: Desired, handles: dict[str, Any], deadline: float, progress: Progress) -> None:
-    """Return when every partition accepts messages; raise `LaunchError` that says what is missing."""
-    waiting = list(session_names(desired.record))
-    while waiting:
-        states = {name: _state_of(handles[name]) for name in waiting}
-        waiting = [name for name, state in states.items() if state != "open"]
-        progress(f"{desired.record.partitions - len(waiting)} of {desired.record.partitions} partitions are open")
-        if waiting and time.monotonic() > deadline:
-            raise LaunchError(f"partition {waiting[0].removeprefix('session-')} does not open: {states[waiting[0]]}")
-        if waiting:
-            time.sleep(POLL_S)
+def _wait_for_partitions(desired: Desired, supervisor: Any, deadline: float, progress: Progress) -> None:
+    """Return when every partition accepts messages, whoever serves it; raise `LaunchError` that says what is missing."""
+    while True:
+        states, register = _states(supervisor)
+        waiting = {number: state for number, state in states.items() if state != "open"}
+        progress(f"{len(states) - len(waiting)} of {desired.record.partitions} partitions are open")
+        if states and not waiting:
+            return
+        if register.get("lost"):
+            gone = register["gone"]
+            what = ", ".join(f"{name} ({why})" for name, why in gone.items())
+            options = " ".join(f"--lost {name}" for name in gone)
+            raise NeedsRescue(
+                f"no partition can open: too few of the stores that keep the register ({', '.join(register['stores'])}) have "
+                f"their memory: {what}; `trilogue down` and put their directories back, or, if they are gone for good, "
+                f"`trilogue rescue --data {desired.data} {options}`"
+            )
+        if time.monotonic() > deadline:
+            number, state = next(iter(waiting.items()), (0, "the Supervisor does not answer; the logs say why"))
+            raise LaunchError(f"partition {number} does not open: {state}")
+        time.sleep(POLL_S)
 
 
-def _state_of(session: Any) -> str:
-    """What a SessionActor says of its partition; what Ray says while it cannot."""
+def _states(supervisor: Any) -> tuple[dict[int, str], dict[str, Any]]:
+    """What the Supervisor hears of the partitions and of the register; empty while it does not answer, being restarted."""
     import ray
 
     try:
-        return str(ray.get(session.status.remote(), timeout=ANSWER_TIMEOUT_S)["state"])
-    except ray.exceptions.GetTimeoutError:
-        return "its SessionActor does not answer"
-    except ray.exceptions.ActorUnavailableError:
-        return "its SessionActor is being restarted; the logs say why"
+        status = ray.get(supervisor.status.remote(), timeout=ANSWER_TIMEOUT_S)
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError):
+        return {}, {}
+    return {int(number): str(one["state"]) for number, one in status["partitions"].items()}, status["register"]

@@ -1,8 +1,9 @@
 """Keeps the desired state: creates the actors that are missing, and watches them over their streams.
 
 Owns the watching, and the run files' addresses. It must not know Ray (how an actor is found and created is passed
-in) nor any truth about messages: kill it at any time. Invariants: it never ends an actor; what it creates is named,
-so two Supervisors create nothing twice; a lost stream is a reason to look, never a proof of death.
+in), nor who is to serve a partition (``assignment``) or to keep the register (``charter_watch``), nor any truth about
+messages: kill it at any time. Invariants: it never ends an actor; what it creates is named, so two Supervisors create
+nothing twice; a lost stream is a reason to look and to order a spare, who asks the stores: never a proof of death.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from typing import Any, Final
 from trilogue.actors.config import AddressBook
 from trilogue.actors.protocol.errors import ProtocolError, TrilogueError, Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
+from trilogue.actors.protocol.ranges import record_key
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.pump import guarded, settle_process, spawn
 from trilogue.actors.server import Server, answer_later, listen_preferring
+from trilogue.actors.where import where
 from trilogue.actors.wire import Connection, Refused, connect, join_address
+from trilogue.cluster.on_ray.orders import Orders
+from trilogue.cluster.on_ray.register_keeper import RegisterKeeper
 from trilogue.cluster.settings.config import SUPERVISOR, Desired, session_names, store_names
 from trilogue.cluster.settings.files import read_json
 from trilogue.cluster.settings.runfile import read_run_file
@@ -45,7 +50,11 @@ class Supervisor:
 
     def __init__(self, desired: Desired, book: AddressBook, create: Callable[[str], Any]) -> None:
         self._desired, self._book, self._create = desired, book, create
-        self._watched = {name: Watched() for name in (*store_names(desired.record), *session_names(desired.record))}
+        stores, sessions = store_names(desired.record), session_names(desired.record)
+        self._watched = {name: Watched() for name in (*stores, *sessions)}
+        partitions = desired.record.partitions
+        self._orders = Orders(sessions, stores, partitions, DEFAULT_LIMITS, self._connection_to)
+        self._keeper = RegisterKeeper(stores, map(record_key, range(partitions)), DEFAULT_LIMITS, self._connection_to)
         info = {"role": SUPERVISOR, "name": SUPERVISOR, "cluster": desired.record.cluster, "pid": os.getpid()}
         self._server = Server(desired.token, info, guarded(self._on_message), lambda _: None, lambda *_: None, DEFAULT_LIMITS)
         self._places: dict[str, tuple[str, int]] = {}
@@ -70,7 +79,7 @@ class Supervisor:
         return self._desired
 
     async def status(self) -> dict[str, Any]:
-        """What it watches, for people."""
+        """What it watches, and who serves what, for people and for whoever waits until every partition is open."""
         return {
             "role": SUPERVISOR,
             "name": SUPERVISOR,
@@ -79,6 +88,11 @@ class Supervisor:
             "state": self._problem or "open",
             "watched": {name: one.state for name, one in self._watched.items()},
             "losses": {name: one.losses for name, one in self._watched.items() if one.losses},
+            "copies": self._desired.record.copies,
+            "min_copies": self._desired.record.min_copies,
+            "stores": list(store_names(self._desired.record)),
+            "register": self._keeper.status(),
+            **self._orders.status(),
         }
 
     # ------------------------------------------------------------------ watching
@@ -109,12 +123,18 @@ class Supervisor:
                 await asyncio.sleep(LOOK_AGAIN_S)
                 continue
             one.state = "connected"
+            self._orders.connected(name, one.connection)
+            self._keeper.connected()
             one.state = f"lost: {await lost}"
             one.connection = None
             one.losses += 1
 
+    def _connection_to(self, name: str) -> Connection | None:
+        return self._watched[name].connection if name in self._watched else None
+
     async def _connect(self, name: str, lost: asyncio.Future[str]) -> Connection:
         def on_closed(_: Connection, reason: str) -> None:
+            self._orders.lost(name)
             if not lost.done():
                 lost.set_result(reason)
 
@@ -152,16 +172,8 @@ class Supervisor:
 
     async def _where(self) -> Any:
         """The stores' answer: the truth about writers is in their fences."""
-        problem = "no store is connected"
-        for name in store_names(self._desired.record):
-            connection = self._watched[name].connection
-            if connection is None:
-                continue
-            try:
-                return await connection.request(Say.WHERE)
-            except (Unavailable, Refused) as error:
-                problem = str(error)
-        raise Unavailable(f"no store answers: {problem}")
+        names = store_names(self._desired.record)
+        return await where([link for name in names if (link := self._watched[name].connection) is not None])
 
     # ------------------------------------------------------------------ the run files
 

@@ -1,8 +1,12 @@
 """What a user asks for, checked, and made to agree with the data directory.
 
 Owns the settings' bounds and defaults, and the creation of a data directory: cluster.json and the token. It must not know how
-anything is started. Invariants: cluster.json is written once; partitions, copies and stores of the data never change
-under it; the token is readable by its owner alone.
+anything is started. Invariants: partitions and copies of the data never change under it, and stores only become more; what is
+changed is written when a start has been found possible, and before anything is started; the token is readable by its
+owner alone.
+
+Four numbers are about copies. `copies`: on how many stores each message is. `stores`: how many there are in all. Spare stores:
+those that are more than the copies, one by default. `spare_sessions`: SessionActors that wait for a partition to take over.
 """
 
 from __future__ import annotations
@@ -18,15 +22,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trilogue.actors.protocol.errors import DirectoryUnusable, InvalidSettings, SettingsDiffer
 from trilogue.actors.protocol.ids import PARTITIONS_MAX
 from trilogue.actors.protocol.limits import COPIES_MAX, STORES_MAX
-from trilogue.cluster.settings.config import FORMAT, ClusterRecord, read_record, split_listen
+from trilogue.cluster.settings.config import SPARE_SESSIONS_DEFAULT, ClusterRecord, read_record, split_listen, write_record
 from trilogue.cluster.settings.directories import data_home
-from trilogue.cluster.settings.files import make_directory, write_json, write_whole
+from trilogue.cluster.settings.files import make_directory, write_whole
 
 PARTITIONS_DEFAULT = 4
 COPIES_DEFAULT = 3
+SPARE_STORES = 1
+SPARE_SESSIONS_MAX = 64
+LEAST_COPIES = 2  # what is on one store only is never called stored, unless it was asked for from the start
 LOG_ID_BITS = 63
 TOKEN_BYTES = 32
-_BOUNDS = {"partitions": PARTITIONS_MAX, "copies": COPIES_MAX, "stores": STORES_MAX}
+_BOUNDS = {
+    "partitions": (1, PARTITIONS_MAX),
+    "copies": (1, COPIES_MAX),
+    "stores": (1, STORES_MAX),
+    "min_copies": (1, COPIES_MAX),
+    "spare_sessions": (0, SPARE_SESSIONS_MAX),
+}
 
 
 class Settings(BaseModel):
@@ -37,6 +50,8 @@ class Settings(BaseModel):
     partitions: Annotated[int, Field(ge=1, le=PARTITIONS_MAX)] | None = None
     copies: Annotated[int, Field(ge=1, le=COPIES_MAX)] | None = None
     stores: Annotated[int, Field(ge=1, le=STORES_MAX)] | None = None
+    min_copies: Annotated[int, Field(ge=1, le=COPIES_MAX)] | None = None
+    spare_sessions: Annotated[int, Field(ge=0, le=SPARE_SESSIONS_MAX)] | None = None
     data: Path
     listen: str | None = None
     spread: bool | None = None
@@ -61,15 +76,18 @@ def settings_of(*, data: str | os.PathLike[str] | None = None, **values: Any) ->
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
+        option = "--" + name.replace("_", "-")
         if name in _BOUNDS:
-            what = f"--{name} {first['input']}: give a whole number from 1 to {_BOUNDS[name]}"
+            least, most = _BOUNDS[name]
+            what = f"{option} {first['input']}: give a whole number from {least} to {most}"
         else:
-            what = f"--{name} {first['input']!r}: {first['msg']}" if name else str(first["msg"]).removeprefix("Value error, ")
+            what = f"{option} {first['input']!r}: {first['msg']}" if name else str(first["msg"]).removeprefix("Value error, ")
         raise InvalidSettings(what) from None
 
 
 def open_data(settings: Settings) -> tuple[ClusterRecord, str]:
-    """The record and the token of `settings.data`, created if the directory is new.
+    """The record and the token of `settings.data`, created if the directory is new. What was asked for otherwise than before is
+    in the record, and kept by `keep_record` alone: a system may still run as it was.
 
     Raises `DirectoryUnusable`, `NewerFormat`, or `SettingsDiffer` when the data was created with other settings.
     """
@@ -77,8 +95,62 @@ def open_data(settings: Settings) -> tuple[ClusterRecord, str]:
     record = read_record(settings.data)
     if record is None:
         record = _create(settings)
-    _check_same(settings, record)
-    return record, _token(settings.data)
+    return as_asked(settings, record), _token(settings.data)
+
+
+def as_asked(settings: Settings, record: ClusterRecord, nodes: int = 1) -> ClusterRecord:
+    """`record` with what may change changed; how many stores there are is decided, once there are `nodes` Ray nodes.
+
+    Raises `SettingsDiffer` for what never changes, `InvalidSettings` for what does not fit it.
+    """
+    for name in ("partitions", "copies"):
+        asked, have = getattr(settings, name), getattr(record, name)
+        if asked is not None and asked != have:
+            what = "re-partitioning does not exist yet" if name == "partitions" else f"changing {name} does not exist yet"
+            raise SettingsDiffer(
+                f"{settings.data} was created with --{name} {have}, not {asked}: {what}; use --{name} {have} or another --data"
+            )
+    stores = settings.stores or record.stores or stores_for(record.copies, nodes, settings.spread)
+    if stores < record.stores:
+        raise SettingsDiffer(
+            f"{settings.data} has {record.stores} stores, not {stores}: taking stores away does not exist yet; "
+            f"use --stores {record.stores} or more"
+        )
+    if stores < record.copies:
+        raise InvalidSettings(f"{record.copies} copies need as many stores: --stores {record.copies} at least")
+    min_copies = record.min_copies if settings.min_copies is None else settings.min_copies
+    least = min(LEAST_COPIES, record.copies)
+    if not least <= min_copies <= record.copies:
+        raise InvalidSettings(f"--min-copies {min_copies}: give a whole number from {least} to {record.copies} (the copies)")
+    spare_sessions = record.spare_sessions if settings.spare_sessions is None else settings.spare_sessions
+    return record._replace(
+        stores=stores, first_stores=record.first_stores or stores, min_copies=min_copies, spare_sessions=spare_sessions
+    )
+
+
+def stores_for(copies: int, nodes: int, spread: bool | None) -> int:
+    """How many stores new data gets when nobody says it: one a node on a cluster, else the copies and a spare one."""
+    if spread or (spread is None and 1 < copies <= nodes):
+        return min(max(copies, nodes), STORES_MAX)
+    return copies + SPARE_STORES
+
+
+def keep_record(settings: Settings, record: ClusterRecord) -> None:
+    """Remember the record of a system that is about to start: for good, what the number of its stores is about."""
+    write_record(settings.data, record)
+
+
+def check_running(settings: Settings, record: ClusterRecord) -> None:
+    """Raise `SettingsDiffer` when a system that runs with `record` is not the one that is asked for."""
+    for name in ("partitions", "copies", "stores", "min_copies", "spare_sessions"):
+        asked, have = getattr(settings, name), getattr(record, name)
+        if asked is not None and asked != have:
+            way_out = (
+                "leave it out, or use another data directory"
+                if name in ("partitions", "copies") or (name == "stores" and asked < have)
+                else "end it first, then start it so"
+            )
+            raise SettingsDiffer(f"the system runs with {name}={have}, not {asked}: {way_out}")
 
 
 def _create(settings: Settings) -> ClusterRecord:
@@ -93,21 +165,15 @@ def _create(settings: Settings) -> ClusterRecord:
         log_id=secrets.randbits(LOG_ID_BITS) | 1,
         partitions=settings.partitions or PARTITIONS_DEFAULT,
         copies=copies,
-        stores=settings.stores or copies,
+        stores=settings.stores or 0,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        first_stores=settings.stores or 0,
+        min_copies=copies,
+        spare_sessions=SPARE_SESSIONS_DEFAULT,
     )
-    write_json(settings.data / "cluster.json", {"format": FORMAT, **record._asdict()})
+    as_asked(settings, record)
+    write_record(settings.data, record)
     return record
-
-
-def _check_same(settings: Settings, record: ClusterRecord) -> None:
-    for name in ("partitions", "copies", "stores"):
-        asked, have = getattr(settings, name), getattr(record, name)
-        if asked is not None and asked != have:
-            what = "re-partitioning does not exist yet" if name == "partitions" else f"changing {name} does not exist yet"
-            raise SettingsDiffer(
-                f"{settings.data} was created with --{name} {have}, not {asked}: {what}; use --{name} {have} or another --data"
-            )
 
 
 def _token(data: Path) -> str:

@@ -1,8 +1,11 @@
 """What a system is: what its data was created with, its actors' names, and its desired state.
 
 Owns the file DATA/cluster.json's shape and the names of actors. It must not know what a user asked for (``asked``), nor
-how anything is started; actors import it, so it imports little. Invariant: partitions, copies and stores of the data
-never change.
+how anything is started; actors import it, so it imports little. Invariants: partitions and copies of the data never change;
+its stores only become more.
+
+cluster.json has format 2. Format 1 is read as it is, and becomes format 2 at the next start, for good: what follows may live on
+other stores than a version that knows no register would look at.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import Final, NamedTuple
 
 from trilogue.actors.protocol.errors import DirectoryUnusable, InvalidSettings, NewerFormat
 from trilogue.cluster.settings.directories import data_home as data_home
-from trilogue.cluster.settings.files import read_json
+from trilogue.cluster.settings.files import read_json, write_json
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+SPARE_SESSIONS_DEFAULT: Final = 1
 SUPERVISOR: Final = "supervisor"
 NAMESPACE: Final = "trilogue"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -34,7 +38,11 @@ def split_listen(listen: str) -> tuple[str, int]:
 
 
 class ClusterRecord(NamedTuple):
-    """What DATA/cluster.json holds: fixed when the data is created."""
+    """What DATA/cluster.json holds. The identity, partitions and copies are fixed when the data is created.
+
+    `first_stores` is how many stores there were at the first start, on which partitions are founded; it is fixed from then on,
+    and `stores` only grows. Both are 0 before: nobody has said how many, and how many nodes there are is not known yet.
+    """
 
     cluster: str
     log_id: int
@@ -42,6 +50,18 @@ class ClusterRecord(NamedTuple):
     copies: int
     stores: int
     created: str
+    first_stores: int
+    min_copies: int
+    spare_sessions: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the numbers can be those of a system."""
+        numbers = (self.log_id, self.partitions, self.copies, self.stores, *self[6:])
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            return False
+        placed = self.copies <= self.first_stores <= self.stores or self.first_stores == self.stores == 0
+        return placed and self.log_id > 0 and self.partitions > 0 and 0 < self.min_copies <= self.copies
 
 
 def store_names(record: ClusterRecord) -> tuple[str, ...]:
@@ -50,8 +70,8 @@ def store_names(record: ClusterRecord) -> tuple[str, ...]:
 
 
 def session_names(record: ClusterRecord) -> tuple[str, ...]:
-    """The SessionActors' names, by partition."""
-    return tuple(f"session-{partition}" for partition in range(record.partitions))
+    """The SessionActors' names: one for each partition, and the spares. Any of them may own any partition."""
+    return tuple(f"session-{number}" for number in range(record.partitions + record.spare_sessions))
 
 
 def actor_names(record: ClusterRecord) -> tuple[str, ...]:
@@ -74,11 +94,6 @@ class Desired:
     directories: dict[str, str]
     hosts: dict[str, str]
 
-    def ensemble(self, partition: int) -> tuple[str, ...]:
-        """The stores of a partition: `copies` of them, going round, so that more stores share the load."""
-        names = store_names(self.record)
-        return tuple(names[(partition + k) % len(names)] for k in range(self.record.copies))
-
 
 def read_record(data: Path) -> ClusterRecord | None:
     """The record of a data directory; None when it holds no system. Raises `NewerFormat`, `DirectoryUnusable`."""
@@ -90,9 +105,17 @@ def read_record(data: Path) -> ClusterRecord | None:
     if isinstance(version, int) and version > FORMAT:
         raise NewerFormat(f"{path} has format {version}, this trilogue reads {FORMAT}: upgrade trilogue")
     try:
+        if version == 1:
+            later = {"first_stores": raw["stores"], "min_copies": raw["copies"], "spare_sessions": SPARE_SESSIONS_DEFAULT}
+            raw = raw | later
         record = ClusterRecord._make(raw[field] for field in ClusterRecord._fields)
     except KeyError as error:
         raise DirectoryUnusable(f"{path} lacks {error}: restore it from a backup") from None
-    if version != FORMAT or not all(isinstance(value, int) and value > 0 for value in record[1:5]):
+    if version not in (1, FORMAT) or not record.is_sound or (version == 1 and not record.stores):
         raise DirectoryUnusable(f"{path} is damaged: restore it from a backup")
     return record
+
+
+def write_record(data: Path, record: ClusterRecord) -> None:
+    """Put the record into the data directory. Raises `DirectoryUnusable`."""
+    write_json(data / "cluster.json", {"format": FORMAT, **record._asdict()})

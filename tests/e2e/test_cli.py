@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,6 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
+from trilogue.actors.protocol.ids import partition_of
+from trilogue.cluster.commands.find import locate
+from trilogue.cluster.commands.verify import verify
 from trilogue.cluster.on_ray.processes import alive
 
 DEADLINE_S = 120.0
@@ -77,7 +81,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 def running(shell: Shell) -> Iterator[Shell]:
     """The same user with a system that `up` has started."""
     done = shell("up", "--data", str(shell.data), "--partitions", "2", "--allow-tmpfs")
-    assert "trilogue is up: 3 stores, 2 partitions" in done.stdout
+    assert "trilogue is up: 4 stores, 3 SessionActors" in done.stdout
     assert f"trilogue send --data {shell.data} room-42 'hello'" in done.stdout
     yield shell
     shell("down", "--data", str(shell.data))
@@ -127,6 +131,7 @@ def test_status_and_verify_answer_in_words_and_in_json_within_a_moment(running: 
     assert str(running.data / "store-2") in shown
     status = json.loads(running("status", "--json").stdout)
     assert [one["state"] for one in status["partitions"]] == ["open", "open"]
+    assert f"spare SessionActors: {status['spare_sessions'][0]}" in shown
     assert Path(status["logs"]).is_dir()
     report = json.loads(running("verify", "--json").stdout)
     assert report["ok"]
@@ -140,12 +145,14 @@ def test_up_again_says_that_it_runs_already_and_refuses_other_settings(running: 
     assert running.run_file == before
     refused = running("up", "--data", str(running.data), "--partitions", "3", code=1)
     assert "re-partitioning does not exist yet; use --partitions 2" in refused.stderr
+    grown = running("up", "--data", str(running.data), "--stores", "5", code=1)
+    assert "the system runs with stores=4, not 5: end it first" in grown.stderr
     assert "`trilogue down` first" in running("up", "--data", str(running.data), "--listen", "127.0.0.1:9", code=1).stderr
 
 
 def test_the_run_file_says_where_everything_is_and_holds_no_secret(running: Shell) -> None:
     found = running.run_file
-    names = ["store-1", "store-2", "store-3", "session-0", "session-1", "supervisor"]
+    names = [*(f"store-{k}" for k in (1, 2, 3, 4)), *(f"session-{k}" for k in (0, 1, 2)), "supervisor"]
     assert list(found["actors"]) == names
     assert list(found["actors"].values()) == found["addresses"]
     assert set(found["processes"]) == set(names)
@@ -180,17 +187,19 @@ def test_bad_input_is_one_line_that_says_what_to_do(running: Shell, arguments: t
     assert len(said.splitlines()) == 1
 
 
-def test_a_stopped_store_makes_send_say_that_the_message_may_have_been_stored_and_why(running: Shell, tmp_path: Path) -> None:
+def test_stopped_stores_make_send_say_that_the_message_may_have_been_stored_and_why(running: Shell, tmp_path: Path) -> None:
     """G8: a time-out is honest; what an outbox holds is sent by the next one (G10), once (G5)."""
     outbox = str(tmp_path / "alice.db")
-    pid = running.run_file["processes"]["store-2"]
-    os.kill(pid, signal.SIGSTOP)
+    pids = [running.run_file["processes"][name] for name in ("store-2", "store-4")]  # one more than there are spare ones
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         late = running("send", "honest", "one", "--sender", "alice", "--outbox", outbox, "--timeout", "1", code=1)
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
     assert "may have been stored" in late.stderr
-    assert "store-2 does not answer" in late.stderr
+    assert "does not answer" in late.stderr
     assert f"it is kept in {outbox}" in late.stderr
     running("send", "honest", "two", "--sender", "alice", "--outbox", outbox)
     lines = running("tail", "honest", "--json").stdout.splitlines()
@@ -220,18 +229,38 @@ def test_kill_9_of_everything_then_up_has_all_that_was_acked(running: Shell) -> 
     assert json.loads(running("verify", "--json").stdout)["ok"]
 
 
-def test_verify_names_a_frame_that_was_damaged_on_one_store_while_the_others_serve_it(running: Shell) -> None:
+def test_verify_names_a_frame_that_was_damaged_on_one_store_and_the_store_takes_it_back_from_a_peer(running: Shell) -> None:
+    """G2: the others serve it meanwhile; soon the store's file is what it was."""
     body = "a body that is easy to find"
     running("send", "damaged", body)
-    journal = next(path for path in (running.data / "store-3").glob("journal-*") if body.encode() in path.read_bytes())
-    with journal.open("r+b") as file:
-        file.seek(journal.read_bytes().index(body.encode()))
-        file.write(b"A")
-    report = json.loads(running("verify", "--json", code=1).stdout)
+    partition = partition_of("damaged", 2)
+    store = json.loads(running("status", "--json").stdout)["partitions"][partition]["stores"][-1]
+    journal = next(path for path in (running.data / store).glob("journal-*") if body.encode() in path.read_bytes())
+    whole = journal.read_bytes()
+    for _ in range(3):  # the scrubber may have been quicker than `verify`
+        with journal.open("r+b") as file:
+            file.seek(whole.index(body.encode()))
+            file.write(b"A")
+        report = asyncio.run(verify(locate(None, running.data), Quiet()))
+        if report["problems"]:
+            break
     assert [problem["kind"] for problem in report["problems"]] == ["damaged"]
-    assert report["problems"][0]["where"].startswith("store-3 partition ")
-    assert "NOT OK" in running("verify", code=1).stdout
+    assert report["problems"][0]["where"].startswith(f"{store} partition ")
     assert json.loads(running("tail", "damaged", "--json").stdout)["text"] == body
+    deadline = time.monotonic() + DEADLINE_S
+    while body.encode() not in journal.read_bytes():
+        assert time.monotonic() < deadline, "it was not mended"
+        time.sleep(0.1)
+    assert json.loads(running("verify", "--json").stdout)["ok"]
+    store_status = next(one for one in json.loads(running("status", "--json").stdout)["stores"] if one["name"] == store)
+    assert store_status["state"] == "open"
+
+
+class Quiet:
+    """Progress that nobody sees."""
+
+    def advance(self, part: str, done: int, total: int) -> None:
+        pass
 
 
 def test_down_ends_everything_keeps_the_data_and_is_content_when_nothing_runs(running: Shell) -> None:
@@ -245,7 +274,10 @@ def test_down_ends_everything_keeps_the_data_and_is_content_when_nothing_runs(ru
     assert (running.data / "store-1" / "store.json").exists()
     assert running("down").stdout == "nothing was running\n"
     assert "start it with `trilogue up" in running("status", "--data", str(running.data), code=1).stderr
-    assert "start it with `trilogue up" in running("verify", "--data", str(running.data), code=1).stderr
+    assert "--repair" in running("verify", "--help").stdout
+    assert "NOT OK" not in running("verify", "--repair", "--data", str(running.data)).stdout
+    assert "verified: nothing damaged" in running("verify", "--data", str(running.data)).stdout
+    assert "start it with `trilogue up" in running("verify", "--data", str(running.data.parent / "nothing"), code=1).stderr
 
 
 def test_a_port_that_is_taken_is_found_out_before_anything_is_started(shell: Shell, tmp_path: Path) -> None:

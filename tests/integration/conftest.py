@@ -13,7 +13,9 @@ import pytest
 
 from local_system import waiting
 
-PARTITIONS = 2
+PARTITIONS, SPARE_SESSIONS = 2, 1
+COPIES, SPARE_STORES = 3, 1
+REGISTER_MAY_LOSE = 1
 COME_BACK_S = 30.0
 
 # Ray reads these when it is imported: all of its ports on loopback, no statistics.
@@ -41,11 +43,13 @@ def users_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def system(users_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A running system of three stores. Tests use sessions of their own, and leave it healthy."""
+    """A running system: three copies, a spare store and a spare SessionActor. Tests use sessions of their own, and leave it
+    healthy.
+    """
     from trilogue.cluster import launch
 
     data = tmp_path_factory.mktemp("system") / "data"
-    with launch(partitions=PARTITIONS, copies=3, data=data, allow_tmpfs=True) as cluster:
+    with launch(partitions=PARTITIONS, copies=COPIES, data=data, allow_tmpfs=True) as cluster:
         yield cluster
 
 
@@ -54,11 +58,21 @@ def kill(system: Any) -> Callable[[str], int]:
     """`kill -9` of the process of an actor, by its name; returns the process id that it had."""
 
     def kill_now(name: str) -> int:
-        pid = int(system.status()["actors"][name]["pid"])
+        pid = pid_of(system, name)
         os.kill(pid, signal.SIGKILL)
         return pid
 
     return kill_now
+
+
+def pid_of(system: Any, name: str) -> int:
+    """The process of an actor, as it says itself."""
+    return int(system.status()["actors"][name]["pid"])
+
+
+def owner_of(system: Any, partition: int) -> str:
+    """The name of the SessionActor that serves the partition now."""
+    return str(eventually(lambda: system.status()["partitions"][partition]["actor"], f"partition {partition} is served"))
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = COME_BACK_S) -> Any:
@@ -67,19 +81,35 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = COME_BA
 
 
 def back(system: Any, name: str, former_pid: int) -> Callable[[], bool]:
-    """A condition: the actor runs in another process than before, and everything is healthy again."""
+    """A condition: the actor runs in another process than before, and everything is as it should be again."""
+
+    def is_back() -> bool:
+        status = well(system)
+        return bool(status) and status["actors"][name]["pid"] != former_pid
+
+    return is_back
+
+
+def well(system: Any) -> dict[str, Any]:
+    """The status, if every actor answers, every partition is open on all its copies, the Supervisor knows of every spare, and
+    the register has all its votes; else nothing.
+    """
     from trilogue.actors.protocol.errors import TrilogueError
     from trilogue.cluster.commands.status import healthy
 
-    def is_back() -> bool:
-        try:
-            status = system.status()
-        except TrilogueError:
-            return False
-        actor = status["actors"].get(name)
-        return actor is not None and actor["pid"] != former_pid and healthy(status)
-
-    return is_back
+    try:
+        status: dict[str, Any] = system.status()
+    except TrilogueError:
+        return {}
+    spares = status["spare_sessions"]
+    is_well = (
+        healthy(status)
+        and len(spares) == SPARE_SESSIONS
+        and status["actors"]["supervisor"]["spare_sessions"] == spares
+        and status["register"]["may_lose"] == REGISTER_MAY_LOSE
+        and all(one["copies"] == COPIES and len(one["spares"]) == SPARE_STORES for one in status["partitions"])
+    )
+    return status if is_well else {}
 
 
 def run(work: Awaitable[Any], seconds: float = COME_BACK_S) -> Any:

@@ -45,7 +45,10 @@ def test_launching_again_returns_the_same_system_and_leaves_it_running(system: A
     assert healthy(system.status())
 
 
-@pytest.mark.parametrize("change", [{"partitions": PARTITIONS + 1}, {"copies": 2}, {"stores": 4}, {"listen": "127.0.0.1:9"}])
+@pytest.mark.parametrize("change", [
+    {"partitions": PARTITIONS + 1}, {"copies": 2}, {"stores": 5}, {"min_copies": 2}, {"spare_sessions": 3},
+    {"listen": "127.0.0.1:9"},
+])  # fmt: skip
 def test_other_settings_than_those_of_the_running_system_are_refused(system: Any, change: dict[str, Any]) -> None:
     with pytest.raises(SettingsDiffer):
         launch(**{"data": system.data, **change})
@@ -97,18 +100,26 @@ def test_a_task_of_the_same_ray_finds_the_system_and_sends_while_another_reads(s
 def test_the_handle_says_where_the_system_is_without_its_secret(system: Any) -> None:
     assert system.address in system.addresses
     assert system.token not in repr(system)
-    assert len(system.addresses) == 3 + PARTITIONS + 1
+    assert len(system.addresses) == 4 + PARTITIONS + 1 + 1
 
 
 def test_the_status_keeps_its_shape_and_says_what_the_copies_protect_against(system: Any) -> None:
     status = system.status()
     assert [one["state"] for one in status["partitions"]] == ["open"] * PARTITIONS
-    assert [one["name"] for one in status["stores"]] == ["store-1", "store-2", "store-3"]
+    assert [one["name"] for one in status["stores"]] == ["store-1", "store-2", "store-3", "store-4"]
     assert status["missing"] == []
+    assert len(status["spare_sessions"]) == 1
+    sessions = {one["actor"] for one in status["partitions"]} | set(status["spare_sessions"])
+    assert sessions == {"session-0", "session-1", "session-2"}
+    for one in status["partitions"]:
+        assert len(one["stores"]) == one["copies"] == 3
+        assert sorted([*one["stores"], *one["spares"]]) == ["store-1", "store-2", "store-3", "store-4"]
+    assert status["register"]["stores"] == status["register"]["answering"] == ["store-1", "store-2", "store-3"]
+    assert status["may_lose"]["acks"]["at_once"] == 1
     assert "a crashed process loses nothing; a lost disk or machine can lose" in status["protects_against"]
     assert set(status) == {
-        "format", "cluster", "data", "addresses", "started_by", "ray", "logs", "partitions", "stores", "missing",
-        "protects_against", "actors",
+        "format", "cluster", "data", "addresses", "started_by", "ray", "logs", "partitions", "stores", "spare_sessions",
+        "failovers", "missing", "register", "may_lose", "protects_against", "actors",
     }  # fmt: skip
 
 

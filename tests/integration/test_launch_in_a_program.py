@@ -21,9 +21,9 @@ import sys
 from trilogue.client import SyncClient
 from trilogue.cluster import launch
 
-with launch(partitions=1, copies=2, data=sys.argv[1], allow_tmpfs=True) as cluster:
+with launch(partitions=1, copies=2, stores=int(sys.argv[2]), data=sys.argv[1], allow_tmpfs=True) as cluster:
     with SyncClient(sender="program") as client:
-        for text in sys.argv[2:]:
+        for text in sys.argv[3:]:
             client.send("notes", text.encode())
         print(",".join(message.body.decode() for message in client.history("notes")), flush=True)
     sys.stdin.read()
@@ -37,9 +37,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**kept, "XDG_STATE_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)}
 
 
-def start(data: Path, environment: dict[str, str], *texts: str) -> subprocess.Popen[str]:
+def start(data: Path, environment: dict[str, str], stores: int, *texts: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(data), *texts],
+        [sys.executable, "-c", PROGRAM, str(data), str(stores), *texts],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -59,19 +59,20 @@ def processes_of(data: Path) -> list[int]:
 
 
 def test_a_killed_program_loses_nothing_and_the_next_one_goes_on(tmp_path: Path, environment: dict[str, str]) -> None:
-    """G2, G3: the program and its whole Ray die at once; the data is launched again."""
+    """G2, G3: the program and its whole Ray die at once; the data is launched again, with a spare store that it had not."""
     data = tmp_path / "data"
-    first = start(data, environment, "one", "two")
+    first = start(data, environment, 2, "one", "two")
     assert first.stdout is not None
     assert first.stdout.readline().strip() == "one,two"
     assert len(processes_of(data)) == 2
     os.kill(first.pid, signal.SIGKILL)
     first.communicate(timeout=DEADLINE_S)
 
-    second = start(data, environment, "three")
+    second = start(data, environment, 3, "three")
     output, errors = second.communicate("", timeout=DEADLINE_S)
     assert second.returncode == 0, errors
     assert output.splitlines()[0] == "one,two,three"
+    assert (data / "store-3" / "store.json").exists()
     eventually(lambda: not processes_of(data), "all processes of the program are gone")
     assert not (data / "run.json").exists()
     assert (data / "logs" / "ray").is_dir()

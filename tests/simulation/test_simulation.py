@@ -1,49 +1,81 @@
-"""A whole partition under faults, from one seed (G1–G6, G9, G11), and the proof that the net catches what it is there for."""
+"""A whole partition under faults, from one seed (G1–G7, G9–G11), and the proof that the net catches what it is there for.
+
+Stories run in two processes: this machine's cores are few, and a story needs one for 50 ms. `make soak` runs them for hours.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from simulated.bugs import BUGS, CAUGHT_BY_THE_JUDGE_ALONE
+from bug_table import TABLE, first_anomaly
+from simulated.bugs import ABSENT, BUGS, CAUGHT_BY_THE_JUDGE_ALONE, LOG_MODEL
 from simulated.checker import judge
-from simulated.story import PROFILES, play
+from simulated.plan import FAULTS
+from simulated.shrink import anomalies_of, shrunk
+from simulated.story import Story, play
+from soak import play_chunk
 
-from trilogue.actors import store_index
-from trilogue.actors.protocol import log, sequencer, store, takeover
 from trilogue.actors.protocol.frames import encode_frame
 from trilogue.actors.protocol.messages import pack_records
 
-CHUNKS, CHUNK_SEEDS = 6, 50
+CHUNKS, CHUNK_SEEDS = 20, 100
+PROCESSES = 2
 REPLAY = Path(__file__).with_name("replay.py")
 
+SCENARIOS: dict[str, tuple[int, str]] = {
+    "a store was declared that lacked what was committed while it joined": (52, "joins"),
+    "ranges were merged on the word of a copy that was ordered before the store was cut": (42, "joins"),
+}
+"""Stories that once broke a promise, and do again without the rule (`declare_behind`, `any_fill`): (seed, profile)."""
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_no_story_breaks_a_promise_G1_G2_G3_G4_G5_G6_G9_G11(chunk: int) -> None:
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """Each task gets a process of its own, so a bug that was planted in one is gone in the next."""
+    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        yield pool
+
+
+# ---------------------------------------------------------------------- the stories
+
+
+@pytest.mark.timeout(900)
+def test_no_story_breaks_a_promise_G1_G2_G3_G4_G5_G6_G7_G9_G10_G11(pool: ProcessPoolExecutor) -> None:
+    covered: Counter[str] = Counter()
     broken: list[str] = []
-    for seed in range(chunk * CHUNK_SEEDS, (chunk + 1) * CHUNK_SEEDS):
-        again = f"replay: .venv/bin/python tests/simulation/replay.py {seed}"
-        broken += [f"{anomaly}\n    {again}" for anomaly in play(seed).anomalies[:1]]
+    for played in pool.map(play_chunk, range(0, CHUNKS * CHUNK_SEEDS, CHUNK_SEEDS), [CHUNK_SEEDS] * CHUNKS):
+        covered.update(played.covered)
+        broken += [f"seed {seed}: {anomaly}\n    .venv/bin/python {REPLAY} {seed} --shrink" for seed, anomaly in played.failed]
     assert not broken, "\n" + "\n".join(broken)
+    assert_as_bad_as_claimed(covered)
 
 
-def test_stories_are_as_bad_as_they_claim() -> None:
-    opened = acked = read = repeated = 0
-    epochs: set[int] = set()
-    for seed in range(2 * len(PROFILES)):
-        told = play(seed).story
-        opened += told.opened
-        epochs |= {writer.log.epoch for writer in told.writers if writer.log is not None}
-        acked += sum(fact[0] == "acked" for fact in told.history)
-        read += sum(fact[0] == "read" for fact in told.history)
-        repeated += len({fact[2:5] for fact in told.history if fact[0] == "acked"})
-    assert opened > 20
-    assert max(epochs) > 4
-    assert read > 200
-    assert acked > repeated > 200
+TRANSITIONS = [
+    "founding: done", "takeover: 1 of the last range answered", "takeover: 3 of the last range answered",
+    "takeover: by stores that cannot tell", "takeover: the tails differed", "takeover: with a tail",
+    "takeover: of more than one range", "register: compare-and-set lost", "register: ensemble replaced",
+    "register: ensemble reduced", "register: ensemble made whole again", "register: ranges merged",
+    "register: three ranges or more", "register: a last range replaced in place", "join: the chain was cut",
+    "join: the chain goes on", "join: older frames were kept", "fill: absorbed", "fill: an older frame", "frame superseded",
+    "store refuses: full", "store refuses: deposed", "disk: fsync failed", "disk: incarnation raised", "change: dropped",
+    "gave up: its writer is alive", "gave up: a store refuses the fence", "fault: the source of a tail was lost",
+    "fault: the connection to a joining store was half open", "fault: an owner stood still in a change",
+    "client: a number given up", "client: a number too early", "client: an old retry",
+]  # fmt: skip
+
+
+def assert_as_bad_as_claimed(covered: Counter[str]) -> None:
+    """Every kind of fault, and every branch that the machines can take, was met."""
+    faults = [f"fault: {fault.replace('_', ' ')}" for fault in FAULTS]
+    assert [name for name in (*faults, *TRANSITIONS) if not covered[name]] == []
 
 
 def test_same_seed_tells_the_same_story_whatever_the_hash_seed() -> None:
@@ -62,29 +94,46 @@ def test_same_seed_tells_the_same_story_whatever_the_hash_seed() -> None:
     assert play(8).fingerprint != play(9).fingerprint
 
 
-def first_anomaly(name: str) -> str:
-    """The first anomaly that the bug shows, with its seed; an empty string when its seeds show none."""
-    for seed in range(BUGS[name].seeds):
-        if found := play(seed, BUGS[name].profile).anomalies:
-            return f"seed {seed}: {found[0]}"
-    return ""
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_story_that_once_broke_a_promise_breaks_none_now(name: str) -> None:
+    assert anomalies_of(*SCENARIOS[name]) == []
 
 
-@pytest.mark.parametrize("name", BUGS)
-def test_planted_bug_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, attribute, replacement in BUGS[name].patches:
-        monkeypatch.setattr(owner, attribute, replacement)
-    assert first_anomaly(name), f"{name!r} was not noticed in {BUGS[name].seeds} seeds"
+def test_steps_can_be_left_out_and_the_rest_stays_what_it_was() -> None:
+    steps = Story(3).steps
+    few = Story(3, only={step.number for step in steps[::3]}).steps
+    assert few == steps[::3]
+    assert {step.what for step in steps if not step.who} <= set(FAULTS)
 
 
-@pytest.mark.parametrize("name", CAUGHT_BY_THE_JUDGE_ALONE)
-def test_judge_finds_it_without_the_products_own_invariants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (log, sequencer, store, store_index, takeover):
-        for check in {"require", "violated"} & vars(module).keys():
-            monkeypatch.setattr(module, check, lambda *_: None)
-    for owner, attribute, replacement in BUGS[name].patches:
-        monkeypatch.setattr(owner, attribute, replacement)
-    assert first_anomaly(name).partition(": ")[2].startswith(("lost", "gap", "duplicated", "real time", "readers"))
+def test_shrinking_keeps_what_is_needed_and_little_else() -> None:
+    assert shrunk(list(range(100)), lambda only: {7, 93} <= only) == [7, 93]
+
+
+# ---------------------------------------------------------------------- the planted bugs
+
+
+@pytest.mark.timeout(900)
+def test_each_planted_bug_is_noticed_within_its_seeds(pool: ProcessPoolExecutor) -> None:
+    names = list(BUGS)
+    found = dict(zip(names, pool.map(first_anomaly, names), strict=True))
+    assert [name for name in names if not found[name].seeds] == []
+
+
+@pytest.mark.timeout(300)
+def test_the_judge_finds_it_without_the_products_own_invariants(pool: ProcessPoolExecutor) -> None:
+    names = CAUGHT_BY_THE_JUDGE_ALONE
+    found = dict(zip(names, pool.map(first_anomaly, names, [True] * len(names)), strict=True))
+    assert [name for name in names if not found[name].seeds] == []
+
+
+def test_the_table_of_bugs_names_those_of_the_code() -> None:
+    lines = TABLE.read_text().splitlines()
+    named = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert named == list(BUGS)
+    assert [line.split("`")[1] for line in lines if line.startswith("- `")] == list(ABSENT)
+    assert len(LOG_MODEL) + len(ABSENT) == 20
+    assert "none" not in "".join(line for line in lines if line.startswith("| `"))
 
 
 # ---------------------------------------------------------------------- the judge itself

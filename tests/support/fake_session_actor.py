@@ -66,6 +66,7 @@ class FakeSessionActor:
         self.cluster = cluster
         self.partition = partition
         self.epoch = 1
+        self.is_spare = False  # it owns nothing, and says so
         self.waiting_text: str | None = None  # set: it says WAITING instead of OPEN
         self.holding = False  # acks are kept back until `release`
         self.silent = False  # nothing is answered at all
@@ -74,6 +75,7 @@ class FakeSessionActor:
         self.page_messages = 1000
         self.answer_head: Callable[[str, int], int] = lambda session, head: head
         self.heard: list[list[Any]] = []
+        self.submitter: Connection | None = None  # the last connection that submitted something
         self.subscriptions: dict[int, tuple[Connection, str, int, int]] = {}  # id -> connection, session, at, credit
         self._held: list[tuple[Connection, list[Any]]] = []
         info = {"role": "session", "name": f"session-{partition}", "cluster": "test"}
@@ -87,8 +89,16 @@ class FakeSessionActor:
             self.take_over()
         return self.server.address
 
+    async def kill(self) -> None:
+        """End as a process that is killed: nothing more is said, all connections end, nobody listens any more."""
+        for connection in list(self.server.connections):
+            assert connection._transport is not None
+            connection._transport.abort()
+        await self.server.close()
+
     def take_over(self) -> None:
         """Be the writer, in an epoch above the last one."""
+        self.is_spare = False
         self.epoch = max(self.epoch, self.cluster.writers.get(self.partition, (0, ""))[0] + 1)
         self.cluster.writers[self.partition] = (self.epoch, self.server.address)
 
@@ -124,7 +134,9 @@ class FakeSessionActor:
     # ------------------------------------------------------------------ inside
 
     def _on_opened(self, connection: Connection) -> None:
-        if self.waiting_text is not None:
+        if self.is_spare:
+            connection.send([Say.WAITING, -1, "it is a spare: it owns no partition", False])
+        elif self.waiting_text is not None:
             connection.send([Say.WAITING, self.partition, self.waiting_text, False])
         else:
             connection.send([Say.OPEN, self.partition, self.epoch, 3, self.limits.body_bytes_max])
@@ -135,6 +147,7 @@ class FakeSessionActor:
             return
         match message:
             case [Say.SUBMIT, runs]:
+                self.submitter = connection
                 self._submit(connection, runs)
             case [Say.GIVE_UP, numbers]:
                 self.cluster.skips |= {(s, i, n) for s, i, n in numbers}
@@ -172,7 +185,9 @@ class FakeSessionActor:
                 self.subscriptions[number] = (connection, session, at, credit)
                 connection.send([Say.DELIVER, number, self._due(number)])  # before the answer: a client must cope
                 return at
-        return ["session", f"session-{self.partition}"]
+        if self.is_spare:
+            return ["session", f"session-{self.partition}", -1, 0, "spare"]
+        return ["session", f"session-{self.partition}", self.partition, self.epoch, "open"]
 
     def _head(self, session: str) -> int:
         return self.answer_head(session, len(self.cluster.sessions.get(session, [])))

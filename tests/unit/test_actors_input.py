@@ -28,7 +28,14 @@ MALFORMED: list[list[Any]] = [
     [Say.APPEND], [Say.APPEND, 0, 1, "w", []], [Say.APPEND, 0, 1, "w", [5]], [Say.APPEND, "0", 1, "w", [b""]],
     [Say.FENCE, 1, 0, 0, "w", "a"], [Say.FENCE, 1, -1, 1, "w", "a"], [Say.FENCE, 1, 99, 1, "w", "a"], [Say.FENCE, 1],
     [Say.FRAMES, 1, "0", 1, 1], [Say.RUNS, 1, 0], [Say.RECALL, 1, 0, 0, "s", "a", 1], [Say.SESSIONS, 1, 0, 0], [Say.INSPECT, 1],
-    [Say.OPEN, 0, 1, 3, 5], [Say.WAITING, 0, "x"],
+    [Say.OPEN, 0, 1, 3, 5], [Say.WAITING, 0, "x"], [Say.TAKE], [Say.TAKE, 1], [Say.TAKE, 1, 0], [Say.TAKE, 1, 1, 0],
+    [Say.TAKE, 1, -1, 0], [Say.TAKE, 1, "0", 0], [Say.TAKE, 1, 0, None], [Say.TAKE, 1, 0, 0, 0], [Say.JOIN],
+    [Say.JOIN, 1, 0, 1, "w"],
+    [Say.JOIN, 1, 0, 1, "w", "a", 1, 2, -1, []], [Say.JOIN, 1, 0, 1, "w", "a", 1, 2, 0, [5]], [Say.FILL, 1, 0, 1, "w"],
+    [Say.FILL, 1, 0, 1, "w", [5]], [Say.HEARD, 1], [Say.HEARD, 1, "0"], [Say.HEARD, 1, 99], [Say.PREPARE, 1], [Say.ACCEPT, 1],
+    [Say.PREPARE, 1, 1, 5, 1, "p"], [Say.PREPARE, 1, "1", "k", 1, "p"], [Say.ACCEPT, 1, 1, "k", 1, "p", 5],
+    [Say.ACCEPT, 1, 1, "k", HUGE, "p", [1, b"", False]], [Say.FOUND, 1], [Say.FOUND, 1, 1, 5], [Say.FOUND, 1, 1, {"s": 5}],
+    [Say.CHARTER, 1, 1], [Say.REPAIR, 1], [Say.REPAIR, 1, 0, 1, "w", [5]], [Say.DAMAGED, 1], [Say.DAMAGED, 1, "0"],
 ]  # fmt: skip
 
 
@@ -84,13 +91,18 @@ def run(work: Any) -> None:
 def test_malformed_message_never_ends_a_session_actor(ends: list[str]) -> None:
     async def work() -> None:
         config = SessionConfig(
-            name="session-0", partition=0, partitions=1, cluster_id="c", log_id=7, stores=("store-1", "store-2", "store-3"),
-            token="token", listen="127.0.0.1:0",
+            name="session-0", partitions=1, cluster_id="c", log_id=7, stores=("store-1", "store-2", "store-3"), copies=3,
+            min_copies=3, token="token", listen="127.0.0.1:0",
         )  # fmt: skip
         actor = SessionActor(config, NobodyIsThere())
-        await bombard(await actor.ready(), ends)
+        address = await actor.ready()
+        await bombard(address, ends)
+        supervisor = await connect(address, "token", on_message=lambda *_: None, on_closed=lambda *_: None)
+        await supervisor.request(Say.TAKE, 0, 0)
+        assert (await supervisor.request(Say.PING))[2] == 0, "it is no spare any more"
+        await bombard(address, ends)
         actor._open = True  # what it says no to before it is open is another path
-        await bombard(await actor.ready(), ends)
+        await bombard(address, ends)
 
     run(work)
 

@@ -12,13 +12,17 @@ import pytest
 import history_checker
 from history_checker import (
     Acked,
+    Ensembles,
     Fault,
     Frame,
     HandedOver,
     History,
+    Holding,
     Kind,
     Read,
     Reading,
+    Register,
+    Said,
     StoreContents,
     judge,
     load,
@@ -51,7 +55,8 @@ class GoodRun:
         self.history.readings = [self.reading("r1"), self.reading("r2")]
         self.history.readings[0].read_upto = 6
         self.history.flushed = {"alice.db", "bob.db"}
-        self.stores = [self.store(name) for name in ("store-1", "store-2", "store-3")]
+        self.stores = [self.store(f"store-{k}") for k in (1, 2, 3)]
+        self.register: Register | None = None
 
     def mark(self, k: int) -> str:
         return mark_of(body_of(k))
@@ -68,22 +73,40 @@ class GoodRun:
         return Reading(reader, "room", 0, began_ns=0, reads=reads)
 
     def store(self, name: str) -> StoreContents:
-        frames = [
-            self.frame(k + 1, [[1, "room", sender_id, n, seq, 5, [4], [body_of(k)]]], upto=k)
-            for k, (seq, sender_id, n) in enumerate(self.places)
-        ]
-        return StoreContents(name, {0: frames})
+        store = StoreContents(name, {0: Holding(fence=1)}, identity=(f"id of {name}", 1))
+        for seq, sender_id, n in self.places:
+            self.append(store, record(sender_id, n, seq, body_of(seq - 1)))
+        return store
 
-    def frame(self, crc: int, records: list[Any], upto: int = 0) -> Frame:
-        return Frame(1, crc, upto, records)
+    def append(self, store: StoreContents, *records: list[Any], epoch: int = 1, crc: int = 0) -> None:
+        """Another frame, which says that all before it are committed. Its CRC is its index, unless it is another one."""
+        holding = store.partitions[0]
+        index = holding.last + 1
+        frame = Frame(epoch, crc or index, index - 1, list(records), holding.crc_before(index))
+        holding.take(index, frame, store.damage, "frame")
+
+    def append_to_all(self, *records: list[Any]) -> None:
+        """Another frame on every store."""
+        for store in self.stores:
+            self.append(store, *records)
+
+    def say(self, *ranges: tuple[int, str], epoch: int = 1) -> None:
+        """What the register says: from which frame on which stores have it: "123", or "12x" (x: another store in 3's place)."""
+        said = []
+        for first, digits in ranges:
+            numbers = [int(digit) if digit != "x" else 3 for digit in digits]
+            identities = [("a store before it" if digit == "x" else f"id of store-{digit}", 1) for digit in digits]
+            said.append(Said(first, {f"store-{k}": identity for k, identity in zip(numbers, identities, strict=True)}))
+        self.register = Register(1, {}, {0: Ensembles(epoch, tuple(said))}, [])
 
     def on_every_store(self, index: int, records: list[Any]) -> None:
         """Put other records into a frame of every store."""
         for store in self.stores:
-            store.partitions[0][index - 1] = store.partitions[0][index - 1]._replace(records=records)
+            chain = store.partitions[0].chain
+            chain[index - 1] = chain[index - 1]._replace(records=records)
 
     def kinds(self) -> set[Kind]:
-        return {one.kind for one in judge(self.history, self.stores)}
+        return {one.kind for one in judge(self.history, self.stores, register=self.register)}
 
 
 @pytest.fixture
@@ -104,8 +127,7 @@ def test_a_message_without_an_answer_may_be_there_or_not(run: GoodRun) -> None:
     run.hand_over(70, ALICE, at_ns=900)
     assert run.kinds() == set()
     run.places.append((7, ALICE, 5))
-    for store in run.stores:
-        store.partitions[0].append(run.frame(7, [record(ALICE, 5, 7, body_of(70))], upto=6))
+    run.append_to_all(record(ALICE, 5, 7, body_of(70)))
     assert run.kinds() == set()
 
 
@@ -113,27 +135,25 @@ def test_a_skipped_number_is_no_hole_and_no_message(run: GoodRun) -> None:
     run.places.append((7, ALICE, 6))
     run.hand_over(6, ALICE, at_ns=900)
     run.history.acked.append(run.ack(6, at_ns=950))
-    for store in run.stores:
-        skip = [2, "room", ALICE, 5, 5]
-        store.partitions[0].append(run.frame(7, [skip, record(ALICE, 6, 7, body_of(6))], upto=6))
+    run.append_to_all([2, "room", ALICE, 5, 5], record(ALICE, 6, 7, body_of(6)))
     assert run.kinds() == set()
 
 
 def test_a_frame_that_was_never_committed_may_stand_on_one_store(run: GoodRun) -> None:
-    run.stores[1].partitions[0].append(run.frame(7, [record(ALICE, 5, 7, b"never sent on")], upto=6))
+    run.append(run.stores[1], record(ALICE, 5, 7, b"never sent on"))
     assert run.kinds() == set()
 
 
 def test_an_acked_message_that_stands_nowhere_is_lost(run: GoodRun) -> None:
     for store in run.stores:
-        del store.partitions[0][5:]
+        del store.partitions[0].chain[5:]
     run.history.readings = []
     assert run.kinds() == {Kind.LOST}
 
 
 def test_an_acked_message_that_is_missing_on_one_store_is_a_disagreement(run: GoodRun) -> None:
     run.history.readings = []
-    del run.stores[1].partitions[0][4:]
+    del run.stores[1].partitions[0].chain[4:]
     assert run.kinds() == {Kind.STORES_DISAGREE, Kind.LOST}
 
 
@@ -163,15 +183,13 @@ def test_a_reader_that_is_told_of_an_end_below_an_earlier_ack_has_lost_it(run: G
 
 
 def test_a_message_at_two_seqs_is_duplicated(run: GoodRun) -> None:
-    for store in run.stores:
-        store.partitions[0].append(run.frame(7, [record(ALICE, 5, 7, body_of(2))], upto=6))
+    run.append_to_all(record(ALICE, 5, 7, body_of(2)))
     assert run.kinds() == {Kind.DUPLICATED}
 
 
 def test_a_seq_that_is_given_out_twice_is_duplicated(run: GoodRun) -> None:
     run.hand_over(70, ALICE, at_ns=900)
-    for store in run.stores:
-        store.partitions[0].append(run.frame(7, [record(ALICE, 5, 6, body_of(70))], upto=6))
+    run.append_to_all(record(ALICE, 5, 6, body_of(70)))
     assert Kind.DUPLICATED in run.kinds()
 
 
@@ -303,7 +321,8 @@ def test_a_saved_message_that_still_waits_never_came_back(run: GoodRun) -> None:
 
 
 def test_another_frame_on_one_store_is_a_disagreement(run: GoodRun) -> None:
-    run.stores[2].partitions[0][3] = run.stores[2].partitions[0][3]._replace(crc=99)
+    chain = run.stores[2].partitions[0].chain
+    chain[3] = chain[3]._replace(crc=99)
     assert run.kinds() == {Kind.STORES_DISAGREE}
 
 
@@ -313,8 +332,8 @@ def test_a_partition_that_one_store_has_nothing_of_is_a_disagreement(run: GoodRu
 
 
 def test_a_commit_that_one_store_does_not_have_is_a_disagreement(run: GoodRun) -> None:
-    run.stores[0].partitions[0].append(run.frame(7, [], upto=6))
-    run.stores[0].partitions[0].append(run.frame(8, [], upto=7))
+    run.append(run.stores[0])
+    run.append(run.stores[0])
     assert run.kinds() == {Kind.STORES_DISAGREE}
 
 
@@ -365,12 +384,143 @@ def test_a_refused_message_that_stands_there_was_not_refused(run: GoodRun) -> No
 
 def test_the_summary_counts_and_shows_the_first_few(run: GoodRun) -> None:
     for store in run.stores:
-        store.partitions[0].clear()
+        store.partitions[0] = Holding()
     run.history.readings = []
     text = summary(judge(run.history, run.stores), each_max=2)
     assert text.splitlines()[0] == "6 × lost"
     assert len(text.splitlines()) == 3
     assert summary([]) == ""
+
+
+# ---------------------------------------------------------------------- who should have what: the final ensemble
+
+
+def filled_from(run: GoodRun, base: int) -> StoreContents:
+    """A fourth store, which has the frames from `base` on."""
+    whole = run.store("store-4")
+    holding = whole.partitions[0]
+    holding.base_prev = base - 1
+    del holding.chain[: base - 1]
+    holding.base = base
+    return whole
+
+
+def test_the_members_of_the_final_ensemble_are_judged_and_no_others(run: GoodRun) -> None:
+    run.say((1, "123"))
+    assert run.kinds() == set()
+    run.stores.append(StoreContents("store-4", identity=("id of store-4", 1)))
+    assert run.kinds() == set(), "a spare has nothing"
+    del run.stores[2].partitions[0].chain[2:]
+    assert Kind.STORES_DISAGREE in run.kinds()
+    run.say((1, "124"))
+    run.stores[3] = run.store("store-4")
+    run.stores[2].partitions[0].committed_upto = 2
+    assert run.kinds() == set(), "store-3 was replaced, and has stayed behind"
+
+
+def test_a_member_that_is_no_longer_the_store_that_it_was_is_no_copy(run: GoodRun) -> None:
+    run.say((1, "12x"))
+    assert run.kinds() == {Kind.STORES_DISAGREE}
+    run.say((1, "123"))
+    run.stores[2].identity = (run.stores[2].identity[0], 2)
+    assert run.kinds() == {Kind.STORES_DISAGREE}, "it has cut a damaged tail since"
+
+
+def test_a_new_member_need_not_have_what_was_there_before_its_range_until_it_is_merged(run: GoodRun) -> None:
+    run.stores.append(filled_from(run, 4))
+    run.say((1, "123"), (4, "124"))
+    assert run.kinds() == set()
+    run.say((1, "124"))
+    assert run.kinds() == {Kind.STORES_DISAGREE}, "the ranges were merged before it was filled"
+
+
+def test_a_new_member_without_the_first_frames_of_its_range_is_a_disagreement(run: GoodRun) -> None:
+    run.stores.append(filled_from(run, 5))
+    run.say((1, "123"), (4, "124"))
+    assert run.kinds() == {Kind.STORES_DISAGREE}
+
+
+def test_a_closed_range_outlives_its_members_but_not_all_of_them(run: GoodRun) -> None:
+    run.stores.append(filled_from(run, 4))
+    run.stores[1] = filled_from(run, 4)
+    run.stores[1].name, run.stores[1].identity = "store-2", ("id of store-2", 1)
+    run.say((1, "13x"), (4, "124"))
+    assert run.kinds() == set()
+    run.say((1, "x"), (4, "124"))
+    run.stores[0].partitions[0] = run.stores[1].partitions[0]
+    run.stores[2].partitions[0] = Holding()
+    assert Kind.LOST in run.kinds()
+
+
+def test_what_only_one_that_was_never_named_has_of_a_range_is_lost(run: GoodRun) -> None:
+    run.say((1, "123"))
+    run.history.readings = []
+    run.stores.append(run.store("store-4"))
+    for store in run.stores[:3]:
+        del store.partitions[0].chain[5:]
+    assert run.kinds() == {Kind.LOST}
+
+
+def test_another_frame_on_a_spare_is_junk_unless_it_says_that_it_is_committed(run: GoodRun) -> None:
+    run.say((1, "123"), epoch=2)
+    spare = run.store("store-4")
+    run.stores.append(spare)
+    run.append(spare, record(ALICE, 5, 7, b"of a deposed writer"), crc=99)
+    run.append_to_all()
+    del spare.partitions[0].chain[-1]
+    spare.partitions[0].committed_upto = 6
+    assert run.kinds() == set()
+    spare.partitions[0].committed_upto = 7
+    assert run.kinds() == {Kind.STORES_DISAGREE}
+
+
+def test_a_frame_of_an_epoch_that_the_register_does_not_know_is_a_disagreement(run: GoodRun) -> None:
+    run.say((1, "123"))
+    for store in run.stores:
+        store.partitions[0].fence = 2
+        run.append(store, epoch=2)
+    assert run.kinds() == {Kind.STORES_DISAGREE}
+    run.say((1, "123"), epoch=2)
+    assert run.kinds() == set()
+
+
+def test_a_log_whose_frames_do_not_chain_is_a_disagreement(run: GoodRun) -> None:
+    for store in run.stores:
+        chain = store.partitions[0].chain
+        chain[3] = chain[3]._replace(prev_crc=77)
+    assert run.kinds() == {Kind.STORES_DISAGREE}
+
+
+def test_a_partition_that_the_register_has_forgotten_is_lost(run: GoodRun) -> None:
+    run.register = Register(1, {}, {}, [])
+    assert Kind.LOST in run.kinds()
+
+
+def test_a_register_without_a_majority_is_reported(run: GoodRun) -> None:
+    run.say((1, "123"))
+    assert run.register is not None
+    run.register.problems.append("1 of the 3 acceptors of charter 1 are there: no majority")
+    assert run.kinds() == {Kind.DAMAGED}
+
+
+def test_an_ack_of_an_earlier_epoch_than_that_which_stored_it_came_from_a_deposed_writer(run: GoodRun) -> None:
+    run.history.acked[:] = [ack._replace(epoch=1, by="alice.1") for ack in run.history.acked]
+    assert run.kinds() == set()
+    for store in run.stores:
+        chain = store.partitions[0].chain
+        chain[5] = chain[5]._replace(epoch=3)
+    assert run.kinds() == {Kind.DEPOSED}
+    run.history.acked[5] = run.history.acked[5]._replace(epoch=4)
+    assert run.kinds() == set(), "a later writer may answer for an earlier one"
+
+
+def test_a_client_that_believes_a_lower_epoch_than_before_believes_a_deposed_writer(run: GoodRun) -> None:
+    acked = run.history.acked
+    acked[:] = [ack._replace(epoch=1, by="alice.1") for ack in acked]
+    acked[3] = acked[3]._replace(epoch=2)
+    assert run.kinds() == {Kind.DEPOSED}
+    acked[:4] = [ack._replace(by="bob.1") for ack in acked[:4]]
+    assert run.kinds() == set(), "another client may not know yet"
 
 
 # ---------------------------------------------------------------------- the files of a history

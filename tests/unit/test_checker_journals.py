@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from history_checker import read_store, truth_of
-from trilogue.actors.journal import FenceRecord, Journal, open_identity, try_lock
+from history_checker import Holding, read_register, read_store, truth_of
+from trilogue.actors.acceptor import Acceptor
+from trilogue.actors.journal import FenceRecord, FillRecord, JoinRecord, Journal, open_identity, try_lock
+from trilogue.actors.journal.records import encode_control
 from trilogue.actors.protocol.frames import HEADER_BYTES, encode_frame
 from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import pack_records
+from trilogue.actors.protocol.ranges import Member, PartitionRecord, Range, encode_record
+from trilogue.actors.protocol.vocabulary import Say
 
 LOG_ID = 4711
 LIMITS = Limits(
@@ -63,8 +68,9 @@ def test_what_was_appended_is_read_with_its_partitions_and_commits(journal: Jour
     journal.append([writer.frame(3, [2, "other", SENDER, 1, 5]), writer.frame(0, run_of(3, 3, b"c"), upto=1)])
     contents = read_store(tmp_path)
     assert (contents.damage, contents.torn) == ([], "")
-    assert {partition: len(frames) for partition, frames in contents.partitions.items()} == {0: 2, 3: 1}
-    assert contents.committed_upto(0) == 1
+    assert {partition: len(holding.chain) for partition, holding in contents.partitions.items()} == {0: 2, 3: 1}
+    assert (contents.partitions[0].committed_upto, contents.partitions[0].fence) == (1, 1)
+    assert contents.identity == ("f" * 32, 1)
     truth, anomalies = truth_of([contents], copies=1)
     assert anomalies == []
     assert [(one.seq, one.n, one.mark.split("#")[0]) for one in truth.sessions["room"]] == [
@@ -81,7 +87,7 @@ def test_a_journal_of_several_files_is_read_to_its_end(journal: Journal, tmp_pat
         journal.append([writer.frame(0, run_of(k + 1, k + 1, bytes(4 * KIB)), upto=k)])
     assert len(list(tmp_path.glob("journal-*.trl"))) > 2
     contents = read_store(tmp_path)
-    assert (len(contents.partitions[0]), contents.damage, contents.torn) == (100, [], "")
+    assert (len(contents.partitions[0].chain), contents.damage, contents.torn) == (100, [], "")
 
 
 def test_a_frame_of_a_higher_epoch_replaces_what_stood_there(journal: Journal, tmp_path: Path) -> None:
@@ -90,7 +96,7 @@ def test_a_frame_of_a_higher_epoch_replaces_what_stood_there(journal: Journal, t
     journal.append([FenceRecord(0, 2, "v" * 32, "127.0.0.1:1"), writer.frame(0, run_of(2, 2, b"new"), epoch=2, at=2)])
     contents = read_store(tmp_path)
     assert contents.damage == []
-    bodies = [record[7] for frame in contents.partitions[0] for record in frame.records]
+    bodies = [record[7] for frame in contents.partitions[0].chain for record in frame.records]
     assert bodies == [[b"kept"], [b"new"]]
 
 
@@ -107,7 +113,7 @@ def test_damage_ends_what_is_believed(journal: Journal, tmp_path: Path, what: st
         data[position.offset + (20 if what == "header" else HEADER_BYTES + 3)] ^= 1
     path.write_bytes(data)
     contents = read_store(tmp_path)
-    assert len(contents.partitions[0]) == 1
+    assert len(contents.partitions[0].chain) == 1
     assert bool(contents.torn) == (what != "zeros")
 
 
@@ -139,3 +145,137 @@ def test_a_frame_that_replaces_a_committed_one_is_damage(tmp_path: Path) -> None
     (tmp_path / "journal-00000001.trl").write_bytes(b"".join(frames) + bytes(640))
     contents = read_store(tmp_path)
     assert any("said to be committed" in damage for damage in contents.damage)
+
+
+# ---------------------------------------------------------------------- stores that joined later
+
+
+WRITER, WHERE = "w" * 32, "127.0.0.1:1"
+
+
+def frames_of(count: int) -> list[bytes]:
+    """Frames 1 … `count`, each of which says that all before it are committed."""
+    writer = Writer()
+    return [writer.frame(0, run_of(k, k, b"m%d" % k), upto=k - 1) for k in range(1, count + 1)]
+
+
+def crc_of(frame: bytes) -> int:
+    return int.from_bytes(frame[HEADER_BYTES - 4 : HEADER_BYTES], "little")
+
+
+def join(epoch: int, first: int, prev_crc: int, *intervals: tuple[int, int]) -> JoinRecord:
+    return JoinRecord(0, epoch, WRITER, WHERE, 1, first, prev_crc, intervals)
+
+
+def held(tmp_path: Path) -> Holding:
+    contents = read_store(tmp_path)
+    assert (contents.damage, contents.torn) == ([], "")
+    return contents.partitions[0]
+
+
+def test_a_store_that_joined_has_the_frames_from_its_base_on(journal: Journal, tmp_path: Path) -> None:
+    frames = frames_of(6)
+    journal.append([join(3, 4, crc_of(frames[2])), *frames[3:]])
+    holding = held(tmp_path)
+    assert (holding.base, holding.last, holding.older, holding.fence, holding.committed_upto) == (4, 6, {}, 3, 5)
+    assert holding.at(3) is None
+    assert holding.at(5) is not None
+
+
+def test_what_is_filled_in_below_the_base_is_part_of_the_chain_as_soon_as_it_connects(journal: Journal, tmp_path: Path) -> None:
+    frames = frames_of(6)
+    journal.append([join(1, 4, crc_of(frames[2])), *frames[3:], FillRecord(0, frames[0]), FillRecord(0, frames[1])])
+    holding = held(tmp_path)
+    assert (holding.base, sorted(holding.older)) == (4, [1, 2])
+    journal.append([FillRecord(0, frames[2])])
+    holding = held(tmp_path)
+    assert (holding.base, holding.last, holding.older) == (1, 6, {})
+    assert [frame.crc for frame in holding.chain] == [crc_of(frame) for frame in frames]
+
+
+def test_a_join_in_the_chain_cuts_nothing_and_another_one_all_but_what_is_vouched_for(journal: Journal, tmp_path: Path) -> None:
+    frames = frames_of(6)
+    journal.append([FenceRecord(0, 1, WRITER, WHERE), *frames[:5]])
+    journal.append([join(2, 3, crc_of(frames[1]))])
+    assert held(tmp_path).last == 5
+    journal.append([join(3, 8, 77)])
+    holding = held(tmp_path)
+    assert (holding.base, holding.last, sorted(holding.older)) == (8, 7, [1, 2, 3, 4]), "frame 5 is not known to be committed"
+
+
+def test_a_join_keeps_the_intervals_that_the_record_vouches_for(journal: Journal, tmp_path: Path) -> None:
+    writer = Writer()
+    journal.append([writer.frame(0, run_of(k, k, b"m"), upto=0) for k in range(1, 7)])
+    journal.append([join(3, 8, 77, (2, 3))])
+    assert sorted(held(tmp_path).older) == [2, 3]
+
+
+def test_a_fill_over_a_committed_frame_and_a_frame_above_its_fence_are_damage(tmp_path: Path) -> None:
+    frames = frames_of(6)
+    other = Writer().frame(0, run_of(1, 1, b"another"), epoch=9)
+    lie_down(tmp_path, frames[:5], join(3, 8, 77), FillRecord(0, other))
+    assert any("filled in over another" in damage for damage in read_store(tmp_path).damage)
+    lie_down(tmp_path, [], FenceRecord(0, 3, WRITER, WHERE), other)
+    assert any("under the fence of epoch 3" in damage for damage in read_store(tmp_path).damage)
+    lie_down(tmp_path, [], FenceRecord(0, 3, WRITER, WHERE), FenceRecord(0, 2, WRITER, WHERE))
+    assert any("after that of epoch 3" in damage for damage in read_store(tmp_path).damage)
+
+
+def lie_down(directory: Path, frames: list[bytes], *records: Any) -> None:
+    """A journal by hand: trilogue's own refuses to write what must not be."""
+    data = b"".join(frames)
+    for record in records:
+        data += record if isinstance(record, bytes) else encode_control(record, log_id=LOG_ID, file=1, offset=len(data))
+    (directory / "store.json").write_text(f'{{"log_id": {LOG_ID}}}')
+    (directory / "journal-00000001.trl").write_bytes(data + bytes(640))
+
+
+# ---------------------------------------------------------------------- the register
+
+
+MEMBERS = tuple(Member(f"store-{k}", f"{k}" * 32, 1) for k in (1, 2, 3))
+ACCEPTORS = {f"store-{k}": f"acceptor {k}" for k in (1, 2, 3)}
+
+
+def found(tmp_path: Path, votes: dict[int, list[tuple[int, str, int, PartitionRecord | None]]]) -> list[Path]:
+    """Acceptors 1, 2, 3 of charter 1, each of which has accepted (n, key, version, record)."""
+    for k, accepted in votes.items():
+        directory = tmp_path / f"store-{k}"
+        directory.mkdir()
+        acceptor = Acceptor.open(directory, cluster="c" * 32, fresh_acceptor=f"acceptor {k}", limits=LIMITS)
+
+        async def vote(acceptor: Acceptor = acceptor, accepted: Any = accepted) -> None:
+            await acceptor.answer(Say.FOUND, [1, ACCEPTORS])
+            for n, key, version, record in accepted:
+                data = encode_record(record) if record is not None else b""
+                await acceptor.answer(Say.PREPARE, [1, key, n, "p"])
+                await acceptor.answer(Say.ACCEPT, [1, key, n, "p", [version, data, False]])
+
+        asyncio.run(vote())
+        acceptor.close()
+    return [tmp_path / f"store-{k}" for k in votes]
+
+
+def test_the_record_of_the_highest_ballot_is_in_force(tmp_path: Path) -> None:
+    old = PartitionRecord(1, WRITER, WHERE, (Range(1, MEMBERS),))
+    new = PartitionRecord(2, WRITER, WHERE, (Range(1, MEMBERS), Range(8, MEMBERS[:2])))
+    ours, other = "partition/0", "partition/1"
+    votes = {1: [(1, ours, 1, old), (2, ours, 2, new)], 2: [(2, ours, 2, new)], 3: [(1, ours, 1, old), (1, other, 0, None)]}
+    register = read_register(found(tmp_path, votes))
+    assert (register.charter, register.acceptors, register.problems) == (1, ACCEPTORS, [])
+    assert list(register.partitions) == [0]
+    said = register.partitions[0]
+    assert said.epoch == 2
+    assert [(one.first, sorted(one.members)) for one in said.ranges] == [
+        (1, ["store-1", "store-2", "store-3"]),
+        (8, ["store-1", "store-2"]),
+    ]
+    assert said.ranges[0].members["store-3"] == ("3" * 32, 1)
+    assert [said.of(index).first for index in (1, 7, 8, 9)] == [1, 1, 8, 8]
+
+
+def test_a_register_that_has_lost_its_majority_says_so(tmp_path: Path) -> None:
+    record = PartitionRecord(1, WRITER, WHERE, (Range(1, MEMBERS),))
+    directories = found(tmp_path, {k: [(1, "partition/0", 1, record)] for k in (1, 2)})
+    assert read_register(directories).problems == []
+    assert "no majority" in read_register(directories[:1]).problems[0]

@@ -54,7 +54,7 @@ def judged(*copies: list[bytes], log_id: int | None = LOG) -> Findings:
     """The findings on these copies, one a store."""
     findings = Findings()
     stores = STORES[: len(copies)]
-    judge = PartitionJudge(PARTITION, PARTITIONS, stores, log_id, FRAME_BYTES_MAX, findings)
+    judge = PartitionJudge(PARTITION, PARTITIONS, dict.fromkeys(stores, 1), log_id, FRAME_BYTES_MAX, findings)
     for store, frames in zip(stores, copies, strict=True):
         judge.take(store, frames)
     judge.finish(max(map(len, copies)))
@@ -79,7 +79,7 @@ def test_three_equal_right_copies_are_right_and_counted_once() -> None:
 
 def test_it_does_not_matter_in_which_pieces_the_stores_hand_in() -> None:
     good, findings = chain(RIGHT), Findings()
-    judge = PartitionJudge(PARTITION, PARTITIONS, STORES, LOG, FRAME_BYTES_MAX, findings)
+    judge = PartitionJudge(PARTITION, PARTITIONS, dict.fromkeys(STORES, 1), LOG, FRAME_BYTES_MAX, findings)
     for start, end in ((0, 1), (1, 4), (4, 5)):
         for store in STORES:
             assert judge.next_index(store) == start + 1
@@ -87,6 +87,18 @@ def test_it_does_not_matter_in_which_pieces_the_stores_hand_in() -> None:
     judge.finish(len(good))
     assert kinds(findings) == []
     assert findings.messages == 9
+
+
+def test_a_store_that_is_still_being_filled_is_judged_from_where_it_begins() -> None:
+    good, other, findings = chain(RIGHT), chain([*RIGHT[:-1], [run(4, 8, 3, BOB)]]), Findings()
+    judge = PartitionJudge(PARTITION, PARTITIONS, {"store-1": 1, "store-4": 3}, LOG, FRAME_BYTES_MAX, findings)
+    assert judge.next_index("store-4") == 3
+    judge.take("store-1", good)
+    judge.take("store-4", other[2:])
+    judge.finish(len(good))
+    assert kinds(findings) == ["disagree"]
+    assert findings.messages == 9
+    assert findings.frames == len(good) + 3
 
 
 @pytest.mark.parametrize("position", [0, 20, HEADER_BYTES - 1, HEADER_BYTES, -1])
@@ -112,7 +124,7 @@ def test_a_frame_that_no_store_can_read_is_lost_and_its_numbers_are_missed() -> 
 
 def test_a_store_that_says_itself_that_a_frame_is_damaged_is_believed() -> None:
     good, findings = chain(RIGHT), Findings()
-    judge = PartitionJudge(PARTITION, PARTITIONS, STORES[:2], LOG, FRAME_BYTES_MAX, findings)
+    judge = PartitionJudge(PARTITION, PARTITIONS, dict.fromkeys(STORES[:2], 1), LOG, FRAME_BYTES_MAX, findings)
     judge.take("store-1", good)
     judge.take("store-2", good[:2])
     judge.unreadable("store-2", "frame 3 fails its CRC")

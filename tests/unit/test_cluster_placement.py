@@ -16,12 +16,14 @@ from trilogue.cluster.on_ray.placement import (
     plan,
     protection,
     read_places,
+    spread_over,
     write_places,
 )
 from trilogue.cluster.settings.config import ClusterRecord
 from trilogue.cluster.settings.ports import check_host, choose_ports, is_free
 
-RECORD = ClusterRecord("c" * 32, 7, 4, 3, 3, "now")
+RECORD = ClusterRecord("c" * 32, 7, 4, 3, 3, "now", 3, 3, 1)
+GROWN = RECORD._replace(stores=4)
 DATA = Path("/data")
 HERE = Node("n1", "10.0.0.1")
 MACHINES = [HERE, Node("n2", "10.0.0.2"), Node("n3", "10.0.0.3")]
@@ -75,6 +77,32 @@ def test_data_of_one_machine_stays_there_whatever_its_address_is_today_and_where
     assert again.directories["store-2"] == "/moved/store-2"
     with pytest.raises(SettingsDiffer, match="leave out --spread"):
         plan(RECORD, DATA, MACHINES, HERE, True, first)
+
+
+def test_a_store_that_was_added_gets_a_place_and_the_others_keep_theirs() -> None:
+    """G2: nothing moves because something was added."""
+    first = plan(RECORD, DATA, [HERE], HERE, None, None)
+    grown = plan(GROWN, DATA, [HERE], HERE, None, first)
+    assert grown.directories == {**first.directories, "store-4": "/data/store-4"}
+    assert set(grown.hosts.values()) == {"10.0.0.1"}
+    wide = plan(RECORD, DATA, MACHINES, HERE, None, None)
+    fourth = Node("n4", "10.0.0.4")
+    grown = plan(GROWN, DATA, [*MACHINES, fourth], HERE, None, wide)
+    assert grown.hosts == {**wide.hosts, "store-4": "10.0.0.4"}
+    assert grown.directories == {**wide.directories, "store-4": "/data/store"}
+
+
+def test_a_store_that_was_added_and_has_no_machine_of_its_own_is_refused() -> None:
+    wide = plan(RECORD, DATA, MACHINES, HERE, None, None)
+    with pytest.raises(LaunchError, match="need 1 more in this Ray cluster, and it has 0"):
+        plan(GROWN, DATA, MACHINES, HERE, None, wide)
+
+
+def test_places_that_know_more_stores_than_the_data_are_not_planned_anew() -> None:
+    """G2: a cluster.json out of an old backup must not send stores to empty directories."""
+    grown = plan(GROWN, DATA, [*MACHINES, Node("n4", "10.0.0.4")], HERE, None, None)
+    with pytest.raises(LaunchError, match=r"knows stores that cluster\.json does not"):
+        plan(RECORD, DATA, MACHINES, HERE, None, grown)
 
 
 def test_a_store_waits_for_a_node_on_its_machine() -> None:
@@ -152,3 +180,9 @@ def test_a_host_that_is_not_this_machines_is_refused() -> None:
 
 def test_places_know_on_how_many_machines_they_are() -> None:
     assert Places(True, {"store-1": "a", "store-2": "b"}, {}).machines == 2
+
+
+def test_session_actors_of_neighbouring_numbers_are_on_different_nodes_G11() -> None:
+    nodes = [Node("b", "10.0.0.2"), Node("a", "10.0.0.1"), Node("c", "10.0.0.3")]
+    assert [spread_over(number, nodes) for number in range(4)] == ["a", "b", "c", "a"]
+    assert spread_over(0, []) is None

@@ -11,7 +11,7 @@ import pytest
 
 from trilogue.actors.protocol.errors import Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
-from trilogue.actors.protocol.vocabulary import Say
+from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.server import Server
 from trilogue.actors.wire import Connection, Refused
 from trilogue.cluster.commands.streams import connection_to
@@ -30,12 +30,25 @@ class Actor:
 
     def __init__(self, name: str, pid: int = 4711) -> None:
         info = {"name": name, "role": "store", "cluster": CLUSTER, "pid": pid}
+        self.serves: tuple[int, int, str] = (-1, 0, "spare")
+        self.name, self.orders, self.refusals = name, list[list[int]](), 0
+        self.deaf = False
         self.server = Server(TOKEN, info, self._on_message, lambda _: None, lambda *_: None, DEFAULT_LIMITS)
 
-    @staticmethod
-    def _on_message(connection: Connection, message: list[Any]) -> None:
+    def _on_message(self, connection: Connection, message: list[Any]) -> None:
         if message[0] == Say.WHERE:
             connection.reply(message[1], ROUTE)
+        elif message[0] == Say.PING and not self.deaf:
+            connection.reply(message[1], ["session", self.name, *self.serves])
+        elif message[0] == Say.TAKE:
+            _, request, partition, epoch = message
+            self.orders.append([partition, epoch])
+            if self.refusals:
+                self.refusals -= 1
+                connection.refuse(request, Code.UNAVAILABLE, "not now")
+                return
+            self.serves = (partition, epoch + 1, "open")
+            connection.reply(request, None)
 
     async def listen(self) -> str:
         await self.server.listen(f"{HOST}:0")
@@ -82,7 +95,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def desired(run_files: tuple[str, ...] = ()) -> Desired:
-    record = ClusterRecord(CLUSTER, 7, 1, 2, 2, "now")
+    record = ClusterRecord(CLUSTER, 7, 1, 2, 2, "now", 2, 2, 1)
     return Desired(record, "/data", TOKEN, HOST, {}, run_files, False, False, {}, {})
 
 
@@ -111,10 +124,49 @@ def all_connected(status: dict[str, Any]) -> bool:
 def test_whatever_is_missing_is_created_by_its_name() -> None:
     async def test(world: World, supervisor: Supervisor) -> None:
         await until(all_connected, supervisor)
-        assert sorted(set(world.created)) == ["session-0", "store-1", "store-2"]
+        assert sorted(set(world.created)) == ["session-0", "session-1", "store-1", "store-2"]
         where = await supervisor.where()
         assert set(where["addresses"]) == {*world.addresses.values(), await supervisor.ready()}
         assert where["token"] == TOKEN
+
+    in_world(test)
+
+
+def served_by(name: str | None) -> Callable[[dict[str, Any]], bool]:
+    return lambda status: status["partitions"][0]["actor"] == name
+
+
+def test_a_partition_is_given_away_when_all_is_there_and_to_the_spare_when_its_owner_is_lost() -> None:
+    """G11."""
+
+    async def test(world: World, supervisor: Supervisor) -> None:
+        status = await until(served_by("session-0"), supervisor)
+        assert status["partitions"][0]["state"] == "open"
+        assert status["spare_sessions"] == ["session-1"]
+        spare = world.actors["session-1"]
+        started = asyncio.get_running_loop().time()
+        await world.end("session-0")
+        while not spare.orders:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert asyncio.get_running_loop().time() - started < DEFAULT_LIMITS.supervisor_ping_ms / 1000
+        assert spare.orders == [[0, 1]]
+        status = await until(served_by("session-1"), supervisor)
+        assert (status["partitions"][0]["epoch"], status["failovers"]) == (2, 1)
+        await until(lambda status: status["spare_sessions"] == ["session-0"], supervisor)
+
+    in_world(test)
+
+
+def test_an_owner_that_does_not_answer_is_replaced_and_a_spare_that_cannot_yet_is_ordered_again() -> None:
+    """G11: its connections stay, as those of a stopped process do."""
+
+    async def test(world: World, supervisor: Supervisor) -> None:
+        await until(served_by("session-0"), supervisor)
+        spare = world.actors["session-1"]
+        spare.refusals = 2
+        world.actors["session-0"].deaf = True
+        await until(served_by("session-1"), supervisor)
+        assert spare.orders == [[0, 1]] * 3
 
     in_world(test)
 

@@ -46,7 +46,7 @@ def test_limits_cannot_be_changed_afterwards() -> None:
 
 
 def test_units_are_in_the_names() -> None:
-    units = ("_bytes_max", "_bytes_high", "_messages_max", "_max", "_ms", "_bytes", "_bytes_target")
+    units = ("_bytes_max", "_bytes_high", "_messages_max", "_max", "_ms", "_bytes", "_bytes_target", "_bytes_per_s")
     assert [field.name for field in dataclasses.fields(Limits) if not field.name.endswith(units)] == []
 
 

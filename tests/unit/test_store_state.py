@@ -8,10 +8,23 @@ import pytest
 
 from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.frames import decode_frame, encode_frame
+from trilogue.actors.protocol.holdings import Fence
 from trilogue.actors.protocol.invariants import InvariantBroken
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.messages import pack_records
-from trilogue.actors.protocol.store import AppendAsked, Fence, FenceAsked, StoreState, Tell, WriteFence, WriteFrame
+from trilogue.actors.protocol.store import (
+    AppendAsked,
+    FenceAsked,
+    FillAsked,
+    JoinAsked,
+    StoreState,
+    SyncFirst,
+    Tell,
+    WriteFence,
+    WriteFill,
+    WriteFrame,
+    WriteJoin,
+)
 from trilogue.actors.protocol.vocabulary import Code, FenceAnswer, Say, StoreView, TailEntry
 
 LOG_ID, PARTITION = 7, 3
@@ -46,13 +59,25 @@ class Book:
         return self.state.handle(FenceAsked("source", 9, partition, epoch, writer, "host:1"))
 
     def append(self, *frames: bytes, epoch: int = 1, writer: str = "w", partition: int = PARTITION) -> list[Any]:
-        return self.state.handle(AppendAsked("source", partition, epoch, writer, list(frames)))
+        """What is decided, but for the syncs between: frames here speak of each other freely."""
+        effects = self.state.handle(AppendAsked("source", partition, epoch, writer, list(frames)))
+        return [effect for effect in effects if not isinstance(effect, SyncFirst)]
 
     def answer(self, epoch: int, writer: str = "w") -> FenceAnswer:
         tell = self.fence(epoch, writer)[-1]
         assert tell.message[:3] == [Say.REPLY, 9, 0], tell
-        committed_upto, certain, tail = tell.message[3]
-        return FenceAnswer(committed_upto, certain, tail)
+        return FenceAnswer(*tell.message[3])
+
+    def join(
+        self, number: int, first: int, prev_crc: int, *kept: tuple[int, int], epoch: int = 1, writer: str = "w"
+    ) -> list[Any]:
+        asked = JoinAsked("source", 9, PARTITION, epoch, writer, "host:1", number, first, prev_crc, list(kept))
+        effects = self.state.handle(asked)
+        self.state.synced()
+        return effects
+
+    def fill(self, *frames: bytes, epoch: int = 1, writer: str = "w") -> list[Any]:
+        return self.state.handle(FillAsked("source", 9, PARTITION, epoch, writer, list(frames)))
 
 
 @pytest.fixture
@@ -74,7 +99,7 @@ def refusal(effects: list[Any]) -> Code:
 def test_fence_is_written_and_its_answer_waits_for_the_disk() -> None:
     write, tell = Book().fence(1)
     assert write == WriteFence(PARTITION, Fence(1, "w", "host:1"))
-    assert tell == Tell("source", [Say.REPLY, 9, 0, [0, True, []]], after_sync=True)
+    assert tell == Tell("source", [Say.REPLY, 9, 0, [0, True, 1, []]], after_sync=True)
 
 
 def test_fence_with_a_lower_or_equal_epoch_of_another_writer_is_refused_G9() -> None:
@@ -114,7 +139,7 @@ def test_epoch_of_a_frame_counts_like_that_of_a_fence() -> None:
 def test_answer_of_a_fence_covers_what_was_handed_over_and_starts_at_the_last_committed_frame(store: Book) -> None:
     store.append(F1, F2, F3)
     assert store.answer(2) == FenceAnswer(
-        1, True, [TailEntry(1, 1, crc(F1)), TailEntry(2, 1, crc(F2)), TailEntry(3, 1, crc(F3))]
+        1, True, 1, [TailEntry(1, 1, crc(F1)), TailEntry(2, 1, crc(F2)), TailEntry(3, 1, crc(F3))]
     )
     store.append(frame(4, 2, F3, 3), epoch=2)
     assert [entry.frame_index for entry in store.answer(3).tail] == [3, 4]
@@ -185,7 +210,7 @@ def test_frame_of_a_later_epoch_supersedes_its_index_and_all_after_it(store: Boo
 
 def test_two_frames_of_one_epoch_at_one_index_break_an_invariant(store: Book) -> None:
     store.append(F1)
-    with pytest.raises(InvariantBroken, match="frame 1 of epoch 1 supersedes"):
+    with pytest.raises(InvariantBroken, match="frame 1 of epoch 1 supersedes another one"):
         store.append(frame(1, 1, body=b"other"))
 
 
@@ -259,37 +284,120 @@ def test_rebuilt_store_holds_and_refuses_what_it_did_before() -> None:
     store = replayed(Fence(1, "w", "a"), F1, F2, Fence(4, "x", "b"))
     assert refusal(store.append(F3)) == Code.DEPOSED
     assert refusal(store.fence(4, "w")) == Code.DEPOSED
-    assert store.answer(4, "x") == FenceAnswer(1, True, [TailEntry(1, 1, crc(F1)), TailEntry(2, 1, crc(F2))])
+    assert store.answer(4, "x") == FenceAnswer(1, True, 1, [TailEntry(1, 1, crc(F1)), TailEntry(2, 1, crc(F2))])
 
 
-def test_after_a_damaged_tail_the_store_cannot_tell_until_a_frame_of_a_later_epoch() -> None:
+def test_after_a_damaged_tail_the_store_cannot_tell_until_it_is_joined_anew() -> None:
     store = replayed(Fence(2, "w", ""), F1, F2, None)
     assert not store.answer(3).certain
-    store.append(F3, epoch=3)
-    assert not store.answer(3).certain, "a copied frame of an old epoch proves nothing"
-    store.append(frame(4, 3, F3), epoch=3)
-    assert store.answer(3).certain
+    store.append(F3, frame(4, 3, F3), epoch=3)
+    assert not store.answer(3).certain, "frames prove nothing of what was lost"
+    effects = store.join(1, 5, crc(frame(4, 3, F3)), epoch=3)
+    assert effects[1].message[3][1] is True
+    assert store.answer(4).certain
 
 
 def test_partition_that_was_lost_as_a_whole_cannot_be_told_of_either() -> None:
     store = replayed(None)
     assert not store.answer(1).certain
-    store.append(frame(1, 1))
+    store.join(1, 1, 0)
     assert store.answer(1).certain
-
-
-def test_frame_in_the_epoch_that_was_seen_at_the_cut_proves_nothing() -> None:
-    store = replayed(Fence(5, "w", ""), None)
-    store.append(frame(1, 5), epoch=5)
-    assert not store.answer(5).certain
 
 
 def test_superseding_is_replayed_like_it_was_decided() -> None:
     other = frame(2, 2, F1)
-    store = replayed(F1, F2, F3, other)
+    store = replayed(F1, F2, F3, Fence(2, "v", ""), other)
     assert store.state.view(PARTITION) == StoreView(2, 2)
 
 
 def test_journal_whose_fences_go_back_is_a_broken_invariant() -> None:
     with pytest.raises(InvariantBroken, match="goes back"):
         replayed(Fence(2, "w", ""), Fence(1, "v", ""))
+
+
+# ---------------------------------------------------------------------- joins and fills
+
+
+def test_join_is_written_with_what_it_kept_and_followed_by_a_sync_G9() -> None:
+    store = Book()
+    write, tell, sync = store.join(1, 50, 7, (3, 4), epoch=2)
+    fence = Fence(2, "w", "host:1")
+    assert write == WriteJoin(PARTITION, fence, 1, 50, 7, [(3, 4)], kept=[], base=50)
+    assert tell == Tell("source", [Say.REPLY, 9, 0, [0, True, 50, [TailEntry(49, 0, 7)]]], after_sync=True)
+    assert sync == SyncFirst()
+    assert refusal(store.fence(2, "another")) == Code.DEPOSED
+    assert refusal(store.append(frame(1, 1), epoch=1)) == Code.DEPOSED
+
+
+def test_join_of_a_deposed_writer_is_refused_and_changes_nothing_G9(store: Book) -> None:
+    store.append(F1, F2)
+    store.fence(5, "later")
+    assert refusal(store.join(1, 50, 7, epoch=4)) == Code.DEPOSED
+    assert refusal(store.join(1, 50, 7, epoch=5, writer="another")) == Code.DEPOSED
+    assert store.answer(5, "later").base == 1
+
+
+def test_join_again_is_answered_again_and_a_late_one_is_refused(store: Book) -> None:
+    store.append(F1, F2)
+    store.join(2, 3, crc(F2))
+    store.append(F3)
+    (tell,) = [effect for effect in store.join(2, 3, 99) if isinstance(effect, Tell)]
+    assert (tell.message[2], tell.after_sync) == (0, True)
+    assert refusal(store.join(1, 50, 7)) == Code.NOT_CHAINED
+    assert store.answer(1).tail[-1].frame_index == 3, "nothing was cut"
+
+
+def test_g2_joined_store_takes_frames_from_the_base_and_is_filled_below() -> None:
+    store = Book()
+    store.join(1, 3, crc(F2), epoch=2)
+    assert refusal(store.append(F1, epoch=2)) == Code.NOT_CHAINED
+    assert store.append(F3, epoch=2)[0] == WriteFrame(PARTITION, 3, F3)
+    assert store.fill(F3, F1, epoch=2) == [
+        WriteFill(PARTITION, 1, F1, base=3),
+        Tell("source", [Say.REPLY, 9, 0, 3], after_sync=True),
+    ]
+    assert store.fill(F1, F2, epoch=2) == [
+        WriteFill(PARTITION, 2, F2, base=1),
+        Tell("source", [Say.REPLY, 9, 0, 1], after_sync=True),
+    ]
+    assert store.answer(3).base == 1
+
+
+def test_only_the_fenced_writer_fills_in_G9() -> None:
+    store = Book()
+    store.join(1, 3, crc(F2), epoch=2)
+    assert refusal(store.fill(F1, epoch=1)) == Code.DEPOSED
+    assert refusal(store.fill(F1, epoch=2, writer="another")) == Code.DEPOSED
+
+
+@pytest.mark.parametrize(
+    "bad", [F2[:-1], frame(2, 1, F1, partition=4), frame(2, 3, F1)], ids=["cut", "partition", "later epoch"]
+)
+def test_malformed_filled_frame_raises_and_changes_nothing(bad: bytes) -> None:
+    store = Book()
+    store.join(1, 3, crc(F2), epoch=2)
+    with pytest.raises(ProtocolError):
+        store.fill(F1, bad, epoch=2)
+    assert store.fill(F1, epoch=2)[0] == WriteFill(PARTITION, 1, F1, base=3)
+
+
+def test_g2_frame_that_speaks_of_one_not_yet_synced_waits_for_a_sync() -> None:
+    store = Book()
+    store.join(1, 1, 0)
+    f3 = frame(3, 1, F2, 2)
+    asked = AppendAsked("source", PARTITION, 1, "w", [F1, F2, f3])
+    kinds = [type(effect).__name__ for effect in store.state.handle(asked)]
+    assert kinds == ["WriteFrame", "SyncFirst", "WriteFrame", "SyncFirst", "WriteFrame", "Tell"]
+    store.state.synced()
+    kinds = [type(effect).__name__ for effect in store.state.handle(asked._replace(frames=[frame(4, 1, f3, 3)]))]
+    assert kinds == ["WriteFrame", "Tell"], "a member, which had all that is committed, never waits"
+
+
+def test_frames_in_flight_together_share_a_sync() -> None:
+    store = Book()
+    store.fence(1)
+    frames: list[bytes] = []
+    for index in range(1, 9):
+        frames.append(frame(index, 1, frames[-1] if frames else None))
+    effects = store.state.handle(AppendAsked("source", PARTITION, 1, "w", frames))
+    assert [type(effect).__name__ for effect in effects] == ["WriteFrame"] * 8 + ["Tell"]

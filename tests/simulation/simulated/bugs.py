@@ -1,7 +1,9 @@
 """Bugs to plant: each takes one rule out of the product, and the simulation must notice.
 
-Owns, for each bug, what is replaced and within how many seeds an anomaly must show. A net that no bug was ever caught in proves
-nothing.
+Owns, for each bug, what is replaced, and within how many seeds of which profile an anomaly must show. A net that no bug was
+ever caught in proves nothing. The first twenty are those of the model of design §6 (`log_model.py`), under their names there;
+`ABSENT` says why one of them cannot be planted. Where the rule stands in a shell, which does not run here, the replaced part is
+the simulation's own glue (`glue`): it does in a few lines what the shell does.
 """
 
 from __future__ import annotations
@@ -9,141 +11,321 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from simulated.story import STORES
-from trilogue.actors.protocol.log import LogWriter, SendFrames
+from simulated.client import ClientProcess
+from simulated.store import StoreProcess
+from trilogue.actors import store_index
+from trilogue.actors.protocol import founding, holdings, log, sequencer, store, subscriptions, takeover, writer
+from trilogue.actors.protocol.frames import HEADER_BYTES, decode_frame, encode_frame
+from trilogue.actors.protocol.holdings import Fence, PartitionState
+from trilogue.actors.protocol.log import UNKNOWN, LogWriter
+from trilogue.actors.protocol.replication import AskFence, AskJoin, CompareAndSet, Filled, Frame, StoreLost, Tick
 from trilogue.actors.protocol.sequencer import Sequencer
-from trilogue.actors.protocol.store import Fence, StoreState, Tell, WriteFence
-from trilogue.actors.protocol.submissions import Answered, Recall, Refusal, Refused
-from trilogue.actors.protocol.takeover import Takeover
+from trilogue.actors.protocol.store import StoreState, Tell, WriteFence
+from trilogue.actors.protocol.submissions import Answered, Readable, Recall, Refusal, Refused
+from trilogue.actors.protocol.subscriptions import Subscriptions
+from trilogue.actors.protocol.takeover import Takeover, _Phase
 from trilogue.actors.protocol.vocabulary import Code, Say
+from trilogue.actors.protocol.writer import PartitionWriter
+from trilogue.actors.store_index import StoreIndex
+from trilogue.client.outbox.file import FileOutbox
+from trilogue.client.reading.inbox import Inbox
+from trilogue.client.sending.answers import Answers
 
-Patch = tuple[type, str, Any]
+Patch = tuple[Any, str, Any]
 
 
 class Bug(NamedTuple):
     """`patches` are put in place; an anomaly must show within the first `seeds` seeds of the profile."""
 
+    what: str
     patches: list[Patch]
     profile: str
     seeds: int
+    glue: bool = False
+
+
+# ---------------------------------------------------------------------- the log: changes of the ensemble
+
+
+def _fresh_do_not_count(self: Any, go_on: Any = LogWriter.go_on) -> list[Any]:
+    before = set(self._votes)
+    effects: list[Any] = go_on(self)
+    for key in self._votes.keys() - before:
+        self._joining[key] = self._votes.pop(key)
+    return effects
+
+
+def _fresh_count_now(self: Any, event: Any, settled: Any = LogWriter._on_settled) -> list[Any]:
+    if self._change is not None and not event.text:
+        for key in self._change.fresh:
+            self._votes[key] = self._joining.pop(key, UNKNOWN)
+    effects: list[Any] = settled(self, event)
+    return effects
+
+
+def _with_open_at(value: int) -> Callable[[Any], list[Any]]:
+    go_on = LogWriter.go_on
+
+    def declare(self: Any) -> list[Any]:
+        real, self.open_at = self.open_at, value
+        try:
+            return go_on(self)
+        finally:
+            self.open_at = real
+
+    return declare
+
+
+def _declare_behind(self: Any, go_on: Any = LogWriter.go_on) -> list[Any]:
+    change = self._change
+    held = {key: self._joining[key] for key in change.fresh if key in self._joining} if change is not None else {}
+    if change is None or len(held) < len(change.fresh) or min(held.values(), default=self.open_at) < self.open_at:
+        return go_on(self)  # type: ignore[no-any-return]
+    for key in held:
+        self._joining[key] = max(held[key], self.committed)
+    effects: list[Any] = go_on(self)
+    self._votes.update(held)
+    return effects
+
+
+def _any_fill(self: Any, event: Any, handle: Any = LogWriter.handle) -> list[Any]:
+    if isinstance(event, Filled):
+        event, self._filling = event._replace(number=self._fills), event.store
+    effects: list[Any] = handle(self, event)
+    return effects
+
+
+def _declare_first(self: Any, consider: Any = LogWriter._consider) -> list[Any]:
+    effects: list[Any] = consider(self)
+    if self._change is not None and self._change.record is None:
+        self._joins_due = [effect for effect in effects if isinstance(effect, AskJoin)]
+        self._joining.update(dict.fromkeys(self._change.fresh, max(self.open_at, self.committed)))
+        effects = [effect for effect in effects if not isinstance(effect, AskJoin)] + self.go_on()
+        self._votes.update(dict.fromkeys(self._change.fresh, UNKNOWN))
+    return effects
+
+
+def _join_afterwards(self: Any, event: Any, settled: Any = LogWriter._on_settled) -> list[Any]:
+    due, self._joins_due = getattr(self, "_joins_due", []), []
+    return [*due, *settled(self, event)] if not event.text else settled(self, event)
+
+
+def _joined_late(self: Any, event: Any, joined: Any = LogWriter._on_joined) -> list[Any]:
+    effects: list[Any] = joined(self, event)
+    return effects if self._change is not None else self._on_fenced(event.store, event.answer)
+
+
+def _range_after_tail(self: Any, go_on: Any = LogWriter.go_on) -> list[Any]:
+    real, self.committed = self.committed, max(self.committed, self.open_at)
+    try:
+        effects: list[Any] = go_on(self)
+        return effects
+    finally:
+        self.committed = real
+
+
+def _no_answer_is_no(self: Any, now_ms: int, tick: Any = LogWriter._on_tick) -> list[Any]:
+    change = self._change
+    if change is not None and change.record is not None and now_ms - change.began_ms >= 40:
+        self._change, self.changing = None, False
+        for key in change.fresh:
+            self._votes.pop(key, None)
+            self._disconnect(key)
+    effects: list[Any] = tick(self, now_ms)
+    return effects
+
+
+def _settled_too_late(self: Any, event: Any, settled: Any = LogWriter._on_settled) -> list[Any]:
+    if not event.text and self._merge is None and (self._change is None or self._change.record is None):
+        return []
+    effects: list[Any] = settled(self, event)
+    return effects
+
+
+def _merge_early(self: Any, merge: Any = LogWriter._fill_or_merge) -> list[Any]:
+    for member in self.members:
+        self._bases[member.key] = 1
+    effects: list[Any] = merge(self)
+    return effects
+
+
+def _two_of_three(self: Any, store: str, epoch: int, upto: int, crc: int, stored: Any = LogWriter.stored) -> int:
+    done: int = stored(self, store, epoch, upto, crc)
+    if len(self._votes) == 3 and (two := sorted(self._votes.values())[1]) > self.committed:
+        return self._commit(two)  # type: ignore[no-any-return]
+    return done
+
+
+def _whatever_it_holds(self: Any, match: int, held: dict[int, int]) -> int:
+    return max(match, min(max(held, default=match), int(self.last_index)))
+
+
+def _nothing_again(self: Any, store: str, _match: int) -> list[Any]:
+    self.connected = (*(key for key in self.connected if key != store), store)
+    return []
+
+
+def _no_fence_on_return(self: Any, member: Any, up: Any = LogWriter._on_up) -> list[Any]:
+    effects: list[Any] = up(self, member)
+    if member.key not in self._votes:
+        return effects
+    self._votes[member.key] = max(self.committed, self._votes[member.key])
+    self._met.add(member.key)
+    rest = [effect for effect in effects if not isinstance(effect, AskFence)]
+    return [*rest, *self._send_from(member.key, self._votes[member.key])]
+
+
+# ---------------------------------------------------------------------- takeover
+
+
+def _restamp(self: Any, finish: Any = Takeover._fetch_or_finish) -> list[Any]:
+    if self._frames and self._frames[-1].frame_index == self._last_index:
+        crc, stamped = self._committed_crc, []
+        for frame in self._frames:
+            header = decode_frame(frame.data, self._limits.frame_bytes_max)
+            data, crc = encode_frame(
+                log_id=self._log_id, partition=self._partition, epoch=self.epoch, index=header.index, prev_crc=crc,
+                count=header.count, committed_upto=header.committed_upto,
+                payload=frame.data[HEADER_BYTES : HEADER_BYTES + header.payload_bytes],
+            )  # fmt: skip
+            stamped.append(Frame(header.index, crc, data))
+        self._frames = stamped
+    effects: list[Any] = finish(self)
+    return effects
+
+
+def _choose_again(self: Any, event: Any, handle: Any = PartitionWriter.handle) -> list[Any]:
+    taking, log = self._taking, self.log
+    chosen_is_lost = isinstance(event, StoreLost) and event.store == taking._source
+    if chosen_is_lost and log is not None and not self.recovered and len(taking._answers) > 1 and log._change is None:
+        del taking._answers[event.store]
+        taking._record, taking._version, taking._frames = log.record, log.version, []
+        taking._phase = _Phase.FENCE
+        self._machine, self.log = taking, None
+        return [*handle(self, event), *handle(self, Tick(self._now_ms))]
+    effects: list[Any] = handle(self, event)
+    return effects
+
+
+def _believe_anybody(self: Any, decide: Any = Takeover._decide_if_enough) -> list[Any]:
+    if self._phase is _Phase.FENCE and self._answers and self._now_ms - self._since_ms >= self._limits.fence_wait_ms:
+        return self._decide(self._answers)  # type: ignore[no-any-return]
+    effects: list[Any] = decide(self)
+    return effects
+
+
+def _same_writer(self: Any, *, writer: str, init: Any = PartitionWriter.__init__, **rest: Any) -> None:
+    init(self, writer="writer-of-partition-0", **rest)
+
+
+def _resume_epoch(self: Any, claim: Any = Takeover._claim_if_silent) -> list[Any]:
+    effects: list[Any] = claim(self)
+    if self._record is not None and any(isinstance(effect, CompareAndSet) for effect in effects):
+        read = self._read_record
+        if read.writer == self._writer:
+            self._record, self.epoch = read, read.epoch
+            self._enter(_Phase.FENCE)
+            return [AskFence(member.key, self.epoch) for member in self._reachable()]
+    return effects
+
+
+def _keep_record(self: Any, version: int, record: Any, on_record: Any = Takeover._on_record) -> list[Any]:
+    self._read_record = record
+    effects: list[Any] = on_record(self, version, record)
+    return effects
 
 
 # ---------------------------------------------------------------------- stores
 
 
-def _fence_at_a_tie(self: Any, event: Any) -> list[Any]:
-    state = self.partition(event.partition)
-    if event.epoch < state.fence.epoch:
-        return [Tell(event.source, [Say.REPLY, event.request_id, int(Code.DEPOSED), "too low"], False)]
-    state.fence = Fence(event.epoch, event.writer, event.address)
-    reply = [Say.REPLY, event.request_id, 0, list(state.answer())]
-    return [WriteFence(event.partition, state.fence), Tell(event.source, reply, True)]
+def _same_incarnation(self: Any) -> tuple[str, int]:
+    return (self.disk.uuid, 1)
 
 
-def _without_sync(say: Say) -> Callable[[Any, Any], list[Any]]:
-    handle = StoreState.handle
-
-    def early(self: Any, event: Any) -> list[Any]:
-        effects: list[Any] = list(handle(self, event))
-        return [e._replace(after_sync=False) if isinstance(e, Tell) and e.message[0] == say else e for e in effects]
-
-    return early
+def _remember_synced(self: Any, synced: Any = StoreState.synced) -> None:
+    synced(self)
+    self._durable = {partition: state.answer() for partition, state in self.partitions.items()}
 
 
-def _volatile_fence(self: Any, event: Any, fence: Any = StoreState._fence) -> list[Any]:
+def _fence_overtakes(self: Any, event: Any, fence: Any = StoreState._fence) -> list[Any]:
+    durable = getattr(self, "_durable", {}).get(event.partition)
+    effects: list[Any] = fence(self, event)
+    if durable is None:
+        return effects
+    early = [Say.REPLY, event.request_id, 0, list(durable)]
+    return [Tell(e.source, early, False) if isinstance(e, Tell) and e.after_sync else e for e in effects]
+
+
+def _fence_volatile(self: Any, event: Any, fence: Any = StoreState._fence) -> list[Any]:
+    return [effect._replace(after_sync=False) if isinstance(effect, Tell) else effect for effect in fence(self, event)]
+
+
+def _fence_unwritten(self: Any, event: Any, fence: Any = StoreState._fence) -> list[Any]:
     return [effect for effect in fence(self, event) if not isinstance(effect, WriteFence)]
 
 
-def _any_writer(self: Any, event: Any, append: Any = StoreState._append) -> list[Any]:
+def _yes_volatile(self: Any, event: Any, append: Any = StoreState._append) -> list[Any]:
+    return [effect._replace(after_sync=False) if isinstance(effect, Tell) else effect for effect in append(self, event)]
+
+
+def _fence_at_a_tie(self: Any, event: Any) -> list[Any]:
     state = self.partition(event.partition)
-    known = state.fence
-    state.fence = Fence(event.epoch, event.writer, "")
-    effects: list[Any] = append(self, event)
-    state.fence = known
+    if event.epoch < state.fence.epoch:
+        return [self._deposed(event, state)]
+    state.fence = Fence(event.epoch, event.writer, event.address)
+    return [WriteFence(event.partition, state.fence), self._answer(event, list(state.answer()))]
+
+
+def _obey(lowest: Callable[[Any], int]) -> Callable[[Any, Any], list[Any]]:
+    append = StoreState._append
+
+    def obey(self: Any, event: Any) -> list[Any]:
+        state = self.partition(event.partition)
+        known = state.fence
+        if event.epoch < lowest(known):
+            return append(self, event)
+        state.fence = Fence(event.epoch, event.writer, "")
+        try:
+            return append(self, event)
+        finally:
+            state.fence = known
+
+    return obey
+
+
+def _any_join(self: Any, event: Any, join: Any = StoreState._join) -> list[Any]:
+    state = self.partition(event.partition)
+    if state.obeys(event.epoch, event.writer):
+        event = event._replace(number=state.joins + 1)
+    effects: list[Any] = join(self, event)
     return effects
 
 
-# ---------------------------------------------------------------------- the log and its takeover
-
-
-def _two_of_three(self: Any, store: str, epoch: int, upto: int, _crc: int) -> int:
-    if epoch != self.epoch or upto <= self._stored[store]:
-        return 0
-    self._stored[store] = upto
-    upto = sorted(self._stored.values())[1]
-    if upto <= self.committed:
-        return 0
-    while self.committed < upto:
-        self._committed_crc = self._frames.popleft().crc
-        self.committed += 1
-    self.has_room = True
-    return upto
-
-
-def _any_incarnation_again(self: Any, event: Any, back: Any = LogWriter._on_back) -> list[Any]:
-    effects: list[Any] = back(self, event._replace(identity=self._members[event.store]))
+def _nothing_vouched(self: Any, event: Any, join: Any = StoreState._join) -> list[Any]:
+    effects: list[Any] = join(self, event._replace(intervals=[]))
     return effects
 
 
-def _any_incarnation(self: Any, store: str, identity: Any, up: Any = Takeover._on_up) -> list[Any]:
-    effects: list[Any] = up(self, store, self._identities.get(store, identity))
-    return effects
-
-
-def _nothing_again(self: Any, event: Any, back: Any = LogWriter._on_back) -> list[Any]:
-    return [effect for effect in back(self, event) if not isinstance(effect, SendFrames)]
-
-
-def _decide_by(key: Callable[[Any], Any], only_certain: bool = False) -> Callable[[Any], list[Any]]:
-    """A takeover that chooses its tail in another way: what is no evidence is shown as an empty store to the product's rule."""
-    decide = Takeover._decide
-
-    def choose(self: Any) -> list[Any]:
-        real = self._answers
-        pool = {s: a for s, a in real.items() if a.certain or not only_certain} or real
-        chosen = max(pool, key=lambda store: key(pool[store]))
-
-        class Ranked(dict[str, Any]):
-            """Iterates over the chosen store alone while the maximum is sought, and is the whole of the answers after that."""
-
-            first = True
-
-            def __iter__(self) -> Any:
-                if self.first:
-                    self.first = False
-                    return iter([chosen])
-                return super().__iter__()
-
-        self._answers = Ranked(real)
-        return decide(self)
-
-    return choose
-
-
-def _end(answer: Any) -> tuple[int, int]:
-    return (answer.tail[-1].epoch, answer.tail[-1].frame_index) if answer.tail else (0, 0)
-
-
-def _shortest(answer: Any) -> tuple[int, int]:
-    epoch, index = _end(answer)
-    return (-epoch, -index)
-
-
-def _two_stores(self: Any, *, stores: tuple[str, ...], init: Any = Takeover.__init__, **rest: Any) -> None:
-    init(self, stores=stores[:2], **rest)
-
-
-def _only_members(handle: Any) -> Any:
-    return lambda self, event: handle(self, event) if getattr(event, "store", STORES[0]) in STORES[:2] else []
+def _index_what_is_there(self: Any, upto: int, read_frame: Any) -> None:
+    while self.upto < upto:
+        try:
+            frame = read_frame(self.upto + 1)
+        except KeyError:
+            frame = None
+        self.upto += 1
+        if frame is not None:
+            self._take(frame)
 
 
 # ---------------------------------------------------------------------- the sequencer
 
 
-def _no_dedupe_after_takeover(
-    self: Any, session: str, last_seq: int, last_n: Any, restore: Any = Sequencer.restore_session
-) -> None:
+def _no_senders(self: Any, session: str, last_seq: int, last_n: Any, restore: Any = Sequencer.restore_session) -> None:
     restore(self, session, last_seq, {})
+
+
+def _seq_starts_again(self: Any, session: str, last_seq: int, last_n: Any, restore: Any = Sequencer.restore_session) -> None:
+    restore(self, session, 0, last_n)
 
 
 def _retry_as_new(self: Any, source: Any, runs: list[Any], now_us: int, submit: Any = Sequencer.submit) -> list[Any]:
@@ -155,7 +337,7 @@ def _retry_as_new(self: Any, source: Any, runs: list[Any], now_us: int, submit: 
     return effects
 
 
-def _refuse_before_dedupe(self: Any, source: Any, runs: list[Any], now_us: int, submit: Any = Sequencer.submit) -> list[Any]:
+def _refuse_first(self: Any, source: Any, runs: list[Any], now_us: int, submit: Any = Sequencer.submit) -> list[Any]:
     effects: list[Any] = []
     for run in runs:
         session, sender_id, first_n, _, bodies = run
@@ -185,46 +367,281 @@ def _ack_at_once(self: Any, source: Any, runs: list[Any], now_us: int, submit: A
     return effects + ([Answered(source, acks)] if acks else [])
 
 
+def _read_at_once(self: Any, source: Any, runs: list[Any], now_us: int, submit: Any = Sequencer.submit) -> list[Any]:
+    before = len(self._waiting)
+    effects: list[Any] = submit(self, source, runs, now_us)
+    return [*effects, Readable([run for run in self._waiting[before:] if run[0] == 1])]
+
+
 def _retry_answered_early(self: Any, retry: Any) -> list[Any]:
     return [Recall(retry)]
 
 
-def _seq_starts_again(self: Any, session: str, last_seq: int, last_n: Any, restore: Any = Sequencer.restore_session) -> None:
-    restore(self, session, 0, last_n)
+# ---------------------------------------------------------------------- readers and clients
 
 
-BUGS: dict[str, Bug] = {
-    "a fence is accepted at a tie": Bug([(StoreState, "_fence", _fence_at_a_tie)], "zombies", 100),
-    "a fence is answered before its sync": Bug([(StoreState, "handle", _without_sync(Say.REPLY))], "zombies", 100),
-    "a fence is never written": Bug([(StoreState, "_fence", _volatile_fence)], "zombies", 100),
-    "a yes leaves before its sync": Bug([(StoreState, "handle", _without_sync(Say.STORED))], "storms", 100),
-    "a store obeys any writer": Bug([(StoreState, "_append", _any_writer)], "mixed", 50),
-    "two of three are enough to commit": Bug([(LogWriter, "stored", _two_of_three)], "mixed", 20),
-    "an incarnation is not looked at": Bug(
-        [(LogWriter, "_on_back", _any_incarnation_again), (Takeover, "_on_up", _any_incarnation)], "disks", 20
+def _drop_without_credit(self: Any, run: Any) -> list[Any]:
+    for subscription in self._by_session.get(run.session, {}).values():
+        live = subscription.at == run.first_seq - 1 and not subscription.reading
+        if live and subscription.credit < len(run.bodies):
+            subscription.at += len(run.bodies)
+    return _on_committed(self, run)
+
+
+_on_committed = Subscriptions._on_committed
+
+
+def _arrival_order(self: Any, runs: Any) -> list[Any]:
+    ready: list[Any] = []
+    for run in runs:
+        self._seen_upto = self.at = max(run.first_seq + len(run.bodies) - 1, self.at)
+        ready += _messages_of(run)
+    return ready
+
+
+def _messages_of(run: Any) -> list[Any]:
+    from trilogue.actors.protocol.messages import messages_of
+
+    return list(messages_of(run))
+
+
+def _early_is_next(self: Any, run: Any) -> None:
+    self.at = run.first_seq - 1
+
+
+def _cursor_first(self: Any, reader: Any, runs: Any, arrived: Any = ClientProcess._arrived) -> None:
+    arrived(self, reader, runs)
+    self.file.cursors[reader.session] = reader.inbox.at
+
+
+def _submit_unsaved(self: Any, save: Any = FileOutbox.save) -> None:
+    for lane in self.dirty:
+        if lane.flow is not None and lane.saved < len(lane.bodies):
+            lane.saved, lane.saved_bytes = len(lane.bodies), lane.size_bytes
+            lane.flow.ready(lane)
+    save(self)
+
+
+def _oldest_is_meant(self: Any, now: float, epoch: int, copies: int, runs: Any, acked: Any = Answers.acked) -> None:
+    meant = []
+    for session, sender_id, first_n, count, first_seq, duplicate in runs:
+        lane = self.flow.lanes.get((session, sender_id))
+        n = lane.first_n if lane is not None and lane.sent >= count else first_n
+        meant.append([session, sender_id, n, count, first_seq, duplicate])
+    acked(self, now, epoch, copies, meant)
+
+
+def _settled_when_saved(self: Any, error: Any, committed: Any = FileOutbox.committed) -> None:
+    committed(self, error)
+    for lane in self.lanes.values():
+        self._rows.append((lane.session, lane.sender, lane.outbox_id, lane.first_n + lane.saved, 0))
+
+
+LOG_MODEL: dict[str, Bug] = {
+    "commit_during_cas": Bug(
+        "commits on the old ensemble while the ensemble's compare-and-set is in flight",
+        [(LogWriter, "go_on", _fresh_do_not_count), (LogWriter, "_on_settled", _fresh_count_now)],
+        "changes",
+        400,
     ),
-    "a member that is back gets nothing again": Bug([(LogWriter, "_on_back", _nothing_again)], "storms", 20),
-    "two of three are enough to take over": Bug(
+    "cas_before_copy": Bug(
+        "declares the new range before the tail is on its new members",
+        [(LogWriter, "go_on", _with_open_at(0))],
+        "changes",
+        400,
+    ),
+    "unjoined_member": Bug(
+        "declares a store a member before it has joined",
         [
-            (Takeover, "__init__", _two_stores),
-            (Takeover, "handle", _only_members(Takeover.handle)),
-            (LogWriter, "handle", _only_members(LogWriter.handle)),
+            (LogWriter, "_consider", _declare_first),
+            (LogWriter, "_on_settled", _join_afterwards),
+            (LogWriter, "_on_joined", _joined_late),
+        ],
+        "changes",
+        100,
+    ),
+    "restamp": Bug(
+        "rewrites the recovered tail frame by frame under the new epoch",
+        [(Takeover, "_fetch_or_finish", _restamp)],
+        "mixed",
+        200,
+    ),
+    "redecide": Bug(
+        "a taker changes its mind about the tail within one epoch",
+        [(PartitionWriter, "handle", _choose_again)],
+        "takeovers",
+        500,
+    ),
+    "torn_certain": Bug(
+        "a store that cut a damaged tail comes back under its old incarnation",
+        [(StoreProcess, "identity", property(_same_incarnation)), (PartitionState, "doubt", lambda self: None)],
+        "disks",
+        200,
+        glue=True,
+    ),
+    "fence_overtakes": Bug(
+        "answers a fence from the durable tail while older appends are queued",
+        [(StoreState, "synced", _remember_synced), (StoreState, "_fence", _fence_overtakes)],
+        "takeovers",
+        1000,
+    ),
+    "fence_volatile": Bug("answers a fence before it is durable", [(StoreState, "_fence", _fence_volatile)], "zombies", 1000),
+    "lax_epoch": Bug(
+        "appends need an epoch at or above the fence, and the writer does not fence a member that comes back",
+        [(StoreState, "_append", _obey(lambda fence: fence.epoch)), (LogWriter, "_on_up", _no_fence_on_return)],
+        "mixed",
+        200,
+    ),
+    "ack_unbound": Bug(
+        "counts what a member holds whatever frames these are",
+        [(LogWriter, "_matching", _whatever_it_holds)],
+        "takeovers",
+        400,
+    ),
+    "resume_epoch": Bug(
+        "a process that is started again goes on in the epoch that the record names",
+        [
+            (PartitionWriter, "__init__", _same_writer),
+            (Takeover, "_on_record", _keep_record),
+            (Takeover, "_claim_if_silent", _resume_epoch),
         ],
         "mixed",
-        20,
+        200,
     ),
-    "the shortest tail is chosen": Bug([(Takeover, "_decide", _decide_by(_shortest))], "disks", 20),
-    "only stores that are certain are evidence": Bug(
-        [(Takeover, "_decide", _decide_by(_end, only_certain=True))], "disks", 100
+    "cas_unknown_is_no": Bug(
+        "takes a compare-and-set without an answer to have failed",
+        [(LogWriter, "_on_tick", _no_answer_is_no), (LogWriter, "_on_settled", _settled_too_late)],
+        "changes",
+        400,
     ),
-    "dedupe is in memory only": Bug([(Sequencer, "restore_session", _no_dedupe_after_takeover)], "mixed", 20),
-    "seqs start again after a takeover": Bug([(Sequencer, "restore_session", _seq_starts_again)], "mixed", 20),
-    "a retry gets a new seq": Bug([(Sequencer, "submit", _retry_as_new)], "mixed", 20),
-    "a refusal comes before dedupe": Bug([(Sequencer, "submit", _refuse_before_dedupe)], "mixed", 20),
-    "a sender's numbers may have holes": Bug([(Sequencer, "submit", _holes_in_n)], "storms", 50),
-    "an ack leaves before the commit": Bug([(Sequencer, "submit", _ack_at_once)], "mixed", 20),
-    "a retry is answered before its original is committed": Bug([(Sequencer, "_retry", _retry_answered_early)], "mixed", 20),
+    "range_after_tail": Bug(
+        "the new range starts after the tail, not at the first frame not known to be committed",
+        [(LogWriter, "go_on", _range_after_tail)],
+        "changes",
+        400,
+    ),
+    "junk_kept": Bug(
+        "a joining store keeps frames for which nobody vouches",
+        [(holdings, "_united", lambda intervals, last: [(1, last)] if last else [])],
+        "takeovers",
+        1500,
+    ),
+    "index_blind": Bug(
+        "reads the sessions' state from a member that does not hold the whole log",
+        [
+            (LogWriter, "whole", property(lambda self: list(self.connected))),
+            (StoreProcess, "is_whole", lambda self, upto: True),
+            (StoreIndex, "catch_up", _index_what_is_there),
+        ],
+        "changes",
+        100,
+        glue=True,
+    ),
+    "join_unnumbered": Bug("obeys joins in any order", [(StoreState, "_join", _any_join)], "joins", 500),
+    "no_absorb": Bug(
+        "older frames that connect to the chain do not become part of it",
+        [(PartitionState, "absorb", lambda self: None)],
+        "changes",
+        50,
+    ),
+    "merge_early": Bug(
+        "merges ranges before the copy is complete", [(LogWriter, "_fill_or_merge", _merge_early)], "changes", 50
+    ),
+    "cut_vouched": Bug(
+        "a joining store drops what the record vouches for",
+        [(StoreState, "_join", _nothing_vouched)],
+        "changes",
+        500,
+    ),
 }
 
-CAUGHT_BY_THE_JUDGE_ALONE = ["a fence is accepted at a tie", "a fence is never written", "seqs start again after a takeover"]
-"""Bugs that the product's own invariants meet first, and that the judge finds without them, too."""
+ABSENT = {"explicit_cut": "there is no message that truncates: a frame supersedes, or a numbered join cuts"}
+
+OWN: dict[str, Bug] = {
+    "two_of_three": Bug("acks before the last store has it", [(LogWriter, "stored", _two_of_three)], "mixed", 50),
+    "declare_behind": Bug(
+        "declares a store that lacks what was committed while it joined",
+        [(LogWriter, "go_on", _declare_behind)],
+        "joins",
+        1500,
+    ),
+    "any_fill": Bug(
+        "believes the end of a copy that was ordered before the store was cut and joined anew",
+        [(LogWriter, "handle", _any_fill)],
+        "joins",
+        2500,
+    ),
+    "nothing_again": Bug(
+        "a member that comes back is not given what it lacks", [(LogWriter, "_send_from", _nothing_again)], "storms", 50
+    ),
+    "believe_anybody": Bug(
+        "believes a store that cannot tell what it held",
+        [(Takeover, "_decide_if_enough", _believe_anybody)],
+        "takeovers",
+        600,
+    ),
+    "fence_at_a_tie": Bug("accepts a fence of an equal epoch", [(StoreState, "_fence", _fence_at_a_tie)], "zombies", 200),
+    "fence_unwritten": Bug("never writes a fence down", [(StoreState, "_fence", _fence_unwritten)], "zombies", 600),
+    "yes_volatile": Bug("says yes before its sync", [(StoreState, "_append", _yes_volatile)], "storms", 100),
+    "any_writer": Bug("a store obeys any writer", [(StoreState, "_append", _obey(lambda _: 0))], "zombies", 200),
+    "dedupe_in_memory": Bug(
+        "dedupe knows only what came since the start", [(Sequencer, "restore_session", _no_senders)], "mixed", 50
+    ),
+    "seq_starts_again": Bug(
+        "seqs start again after a takeover", [(Sequencer, "restore_session", _seq_starts_again)], "mixed", 50
+    ),
+    "retry_as_new": Bug("a retry is given a new number", [(Sequencer, "submit", _retry_as_new)], "mixed", 50),
+    "refuse_first": Bug("a refusal comes before dedupe", [(Sequencer, "submit", _refuse_first)], "mixed", 50),
+    "holes_in_n": Bug("a sender's numbers may have holes", [(Sequencer, "submit", _holes_in_n)], "storms", 200),
+    "ack_at_once": Bug("acks when it has given the number", [(Sequencer, "submit", _ack_at_once)], "mixed", 50),
+    "retry_answered_early": Bug(
+        "answers a retry before its original is committed",
+        [(Sequencer, "_retry", _retry_answered_early)],
+        "mixed",
+        200,
+    ),
+    "read_at_once": Bug("shows readers what is not committed", [(Sequencer, "submit", _read_at_once)], "readers", 50),
+    "credit_drops": Bug(
+        "a subscription without credit leaves out what it cannot send",
+        [(Subscriptions, "_on_committed", _drop_without_credit)],
+        "readers",
+        50,
+    ),
+    "arrival_order": Bug("the inbox trusts the order of arrival", [(Inbox, "add", _arrival_order)], "readers", 50),
+    "early_is_next": Bug("the inbox leaps over a hole", [(Inbox, "_keep", _early_is_next)], "readers", 50),
+    "cursor_first": Bug(
+        "moves the cursor before the message was handed on",
+        [(ClientProcess, "_arrived", _cursor_first)],
+        "readers",
+        50,
+        glue=True,
+    ),
+    "submit_unsaved": Bug(
+        "submits what is not in the outbox's file yet", [(FileOutbox, "save", _submit_unsaved)], "readers", 200
+    ),
+    "oldest_is_meant": Bug("takes any ack for the oldest message's", [(Answers, "acked", _oldest_is_meant)], "mixed", 200),
+    "settled_when_saved": Bug(
+        "the outbox's file takes what it has saved to be settled",
+        [(FileOutbox, "committed", _settled_when_saved)],
+        "readers",
+        50,
+    ),
+}
+
+BUGS = {**LOG_MODEL, **OWN}
+
+CAUGHT_BY_THE_JUDGE_ALONE = ["merge_early", "fence_unwritten", "seq_starts_again", "two_of_three"]
+"""Bugs that the product's own invariants may meet first, and that the judge finds without them, too."""
+
+
+def plant(bug: Bug, put: Callable[[Any, str, Any], None]) -> None:
+    """Put the bug's patches in place with `put`: `setattr`, or a test's own, which takes them out again."""
+    for owner, attribute, replacement in bug.patches:
+        put(owner, attribute, replacement)
+
+
+def take_out_invariants(put: Callable[[Any, str, Any], None]) -> None:
+    """From now on no invariant of the product is checked."""
+    for module in (founding, holdings, log, sequencer, store, store_index, subscriptions, takeover, writer):
+        for check in {"require", "violated"} & vars(module).keys():
+            put(module, check, lambda *_: None)

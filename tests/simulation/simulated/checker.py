@@ -1,8 +1,9 @@
 """The judge: it reads a history and the bytes on three disks, and says what was broken.
 
-Owns the meaning of G2–G7, G9 and G11 for a history. It shares no code with what it judges: it has its own reader of frames.
-An anomaly is a line that begins with its kind: lost, duplicated, reordered, gap, sender order, real time, two answers,
-readers, disagree, forgotten, refused, damaged, stuck.
+Owns the meaning of G2–G7 and G9–G11 for a history. It shares no code with what it judges: it has its own reader of frames. An
+anomaly is a line that begins with its kind: lost, duplicated, reordered, gap, sender order, real time, two answers, readers,
+pushed, skipped, twice, behind, disagree, forgotten, refused, damaged, stuck. (``witness`` adds: not held, two commits, deposed,
+junk.)
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import zlib
 from typing import Any, NamedTuple
 
 import msgpack
+
+BODY_BYTES_MAX = 64
 
 
 class Placed(NamedTuple):
@@ -74,6 +77,7 @@ def judge(history: list[tuple[Any, ...]], logs: dict[str, list[bytes]], still_un
             found.append(f"sender order: {number} after {last_n[key]}")
         last_n[key] = message.n
     found += _judge_facts(history, by_number, by_seq, skipped)
+    found += _judge_readers(history, last_seq)
     found += _judge_real_time(history, by_number)
     if still_unacked:
         found.append(f"stuck: {still_unacked} messages were never answered")
@@ -88,17 +92,17 @@ def _judge_facts(
 ) -> list[str]:
     """Each answer and each message that was read, against what the disks have in the end."""
     found: list[str] = []
-    bodies: dict[tuple[str, str, int], bytes | None] = {}
+    bodies: dict[tuple[str, str, int], bytes] = {}
     for kind, _, *fact in history:
         if kind == "handed":
             sender_id, session, n, body = fact
             bodies[session, sender_id, n] = body
-        elif kind == "acked":
+        elif kind in ("acked", "told"):
             sender_id, session, n, seq = fact
             number = (session, sender_id, n)
             there = by_number.get(number)
             if seq == 0:
-                if bodies[number] is not None or number not in skipped:
+                if len(bodies[number]) <= BODY_BYTES_MAX or number not in skipped:
                     found.append(f"lost: {number} was answered with a skip")
             elif there is None:
                 found.append(f"lost: {number} was acked at {seq}")
@@ -106,13 +110,59 @@ def _judge_facts(
                 found.append(f"two answers: {number} was acked at {seq} and is at {there.seq}")
             elif there.body != bodies[number]:
                 found.append(f"reordered: {number} has another body at {seq}")
-        elif kind == "read":
+        elif kind in ("read", "delivered"):
             _, session, seq, sender_id, n, body = fact
             if by_seq.get((session, seq)) != (session, seq, sender_id, n, body):
                 found.append(f"readers: {session} {seq} was read as {sender_id} {n}")
-        else:
+        elif kind == "too_large" or (kind == "refused" and len(bodies[fact[1], fact[0], fact[2]]) > BODY_BYTES_MAX):
+            sender_id, session, n, _text = fact
+            if len(bodies[session, sender_id, n]) <= BODY_BYTES_MAX or (session, sender_id, n) in by_number:
+                found.append(f"refused: {fact}")
+        elif kind == "saved":
+            sender_id, session, n = fact
+            if (session, sender_id, n) not in by_number and (session, sender_id, n) not in skipped:
+                found.append(f"lost: {fact} was saved in the outbox")
+        elif kind not in ("opened", "followed", "subscribed", "pushed"):
             found.append(f"{kind}: {fact}")
     found += [f"lost: {number} is in the log and was never handed over" for number in by_number if number not in bodies]
+    return found
+
+
+def _judge_readers(history: list[tuple[Any, ...]], last_seq: dict[str, int]) -> list[str]:
+    """Each reader gets each seq once, in order (G7); after a crash it goes on where its cursor stood, and misses nothing."""
+    found: list[str] = []
+    at: dict[tuple[str, str], int] = {}
+    reached: dict[tuple[str, str], int] = {}
+    pushed: dict[tuple[str, str], tuple[int, int]] = {}
+    for kind, _, *fact in history:
+        if kind == "opened":
+            name, session, after = fact
+            if after > reached.get((name, session), 0):
+                found.append(
+                    f"skipped: the cursor of {name} in {session} is at {after}, {reached.get((name, session), 0)} was read"
+                )
+            at[name, session] = after
+            pushed.pop((name, session), None)
+        elif kind == "subscribed":
+            name, number, session, after = fact
+            pushed[name, session] = (number, after)
+        elif kind == "pushed":
+            name, number, session, first_seq, count = fact
+            known = pushed[name, session]
+            if number != known[0] or first_seq != known[1] + 1:
+                found.append(f"pushed: {name} was sent {first_seq} of {session} after {known[1]}")
+            pushed[name, session] = (number, first_seq + count - 1)
+        elif kind == "delivered":
+            name, session, seq, *_ = fact
+            before = at[name, session]
+            if seq != before + 1:
+                found.append(f"{'skipped' if seq > before else 'twice'}: {name} was given {seq} of {session} after {before}")
+            at[name, session] = seq
+            reached[name, session] = max(seq, reached.get((name, session), 0))
+        elif kind == "followed":
+            name, session, last = fact
+            if last < last_seq.get(session, 0):
+                found.append(f"behind: {name} has read {session} up to {last} of {last_seq[session]}")
     return found
 
 

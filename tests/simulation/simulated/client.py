@@ -1,179 +1,382 @@
-"""A model client: it numbers, keeps what is not acked, and sends it again in order on every new connection.
+"""A client: the product's outbox, lanes, flow, answers and inbox, and the glue that `link` and `Feed` are in production.
 
-Owns one sender_id and what it was told. Everything that it sees goes into the history, which the checker judges. It follows
-design §10 and shares no code with the product's client.
+Owns one run of one client's process, and what its program did with it. Everything that it is told goes into the history, which
+the checker judges; beside what the product's parts would do it sends what no good client sends: old retries, numbers that come
+too early, pages that overlap.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from functools import partial
+from random import Random
 from typing import Any
 
 from simulated.clockwork import Link, Process
-from trilogue.actors.protocol.vocabulary import Code, Say
+from simulated.file import OutboxFile
+from trilogue.actors.protocol.errors import MessageTooLarge, ProofOfLoss, TrilogueError
+from trilogue.actors.protocol.ids import sender_id_of
+from trilogue.actors.protocol.limits import KIB, Limits
+from trilogue.actors.protocol.messages import Message, Run
+from trilogue.actors.protocol.vocabulary import Say
+from trilogue.client.outbox.file import FileOutbox
+from trilogue.client.outbox.sqlite import Commit
+from trilogue.client.reading.heads import Heads
+from trilogue.client.reading.inbox import Inbox
+from trilogue.client.reading.pages import runs_of
+from trilogue.client.sending.answers import Answers
+from trilogue.client.sending.flow import Flow
+from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, Lane
 
-RESEND_MS = 120
-PATIENCE_MS = 250
+LOOK_MS = 30
+TICK_MS = 25
+CREDIT = 6
+SCALE = 100
+"""So many ms here are a second of the client's ladders: everything in a story is about ten times as fast as in production."""
+
+LIMITS = Limits(
+    body_bytes_max=128,
+    run_messages_max=4,
+    submit_bytes_max=512,
+    in_flight_messages_max=24,
+    wire_bytes_max=256 * KIB,
+    frame_bytes_max=128 * KIB,
+    frame_bytes_target=200,
+    journal_file_bytes=256 * KIB,
+    history_bytes_max=16 * KIB,
+)
+
+
+class Answer:
+    """Who waits for one message's answer."""
+
+    def __init__(self, client: ClientProcess, lane: Lane, n: int) -> None:
+        self.client, self.lane, self.n = client, lane, n
+        self._done = False
+
+    def done(self) -> bool:
+        """Whether it was answered."""
+        return self._done
+
+    def set_result(self, ack: Any, /) -> None:
+        """It is stored."""
+        self._done = True
+        self.client.told("told", ack.sender_id, ack.session, ack.n, ack.seq)
+
+    def set_exception(self, error: TrilogueError, /) -> None:
+        """It is not, and never will be."""
+        self._done = True
+        kind = {MessageTooLarge: "too_large", ProofOfLoss: "forgotten"}.get(type(error), "refused")
+        self.client.told(kind, self.lane.sender_id, self.lane.session, self.n, str(error))
+
+
+class Reader:
+    """A program that follows one session: its inbox, what waits for it, and its cursor."""
+
+    def __init__(self, session: str, after: int) -> None:
+        self.session = session
+        self.inbox = Inbox(after, CREDIT)
+        self.buffer: deque[Message] = deque()
+        self.number = 0
+        self.outstanding = 0
+        self.asking = False
 
 
 class ClientProcess(Process):
-    """One sender. `unacked[session]` maps n to a body, or to None for a number that it gave up."""
+    """One run of a client, from what its file holds to its death."""
 
-    def __init__(self, world: Any, name: str, sessions: list[str]) -> None:
+    def __init__(self, world: Any, name: str, sessions: list[str], file: OutboxFile) -> None:
         super().__init__(world, name)
         self.world: Any = world
         self.sessions = sessions
-        self.sender_id = f"{name}/{world.rng.getrandbits(128):032x}"
-        self.next_n = dict.fromkeys(sessions, 1)
-        self.unacked: dict[str, dict[int, bytes | None]] = {session: {} for session in sessions}
-        self.acked: dict[str, dict[int, bytes | None]] = {session: {} for session in sessions}
-        self.sent_upto: dict[str, int] = {}
-        self.read_upto = dict.fromkeys(sessions, 0)
+        self.file = file
+        self.outbox = FileOutbox(LIMITS, world.fresh_id, self._wake, self._commit, self._tidy_soon)
+        self.outbox.restore(f"{name}.db", file.load())
+        self.flow = Flow(0, LIMITS)
+        self.answers = Answers(self.flow, self.outbox, Heads())
+        self.old: list[tuple[str, str, int, bytes]] = []  # what was acked: (session, sender_id, n, body)
+        self.sent: dict[tuple[str, str, int], bytes] = {}
         self.link: Link | None = None
-        self.open = False
-        self.epoch = 0
-        self._tries = 0
+        self._heard_at = 0
+        self._woken = False
+        self._numbers = 0
+        self.readers = {session: Reader(session, file.cursors.get(session, 0)) for session in sessions}
+        for reader in self.readers.values():
+            world.history.append(("opened", world.now, name, reader.session, reader.inbox.at))
+        for lane in self.outbox.lanes.values():
+            for k, body in enumerate(lane.bodies):
+                lane.futures[k] = Answer(self, lane, lane.first_n + k)
+                self.sent[lane.session, lane.sender_id, lane.first_n + k] = body
+            self.flow.add(lane)
         world.at(0, self, self._connect)
-        world.at(RESEND_MS, self, self._tick)
+        world.at(TICK_MS, self, self._tick)
+
+    @property
+    def unanswered(self) -> int:
+        """How many messages wait for their outcome."""
+        return sum(len(lane.bodies) for lane in self.outbox.lanes.values())
 
     @property
     def done(self) -> bool:
-        """Whether everything that was handed over was answered."""
-        return not any(self.unacked.values())
+        """Whether everything that was handed over has its outcome."""
+        return not self.unanswered
+
+    def told(self, kind: str, sender_id: str, session: str, n: int, what: Any) -> None:
+        """A message has its outcome."""
+        self.world.note(self.name, kind, session, n, what)
+        self.world.history.append((kind, self.world.now, sender_id, session, n, what))
 
     # ------------------------------------------------------------------ the program that uses it
 
-    def hand_over(self, session: str, give_up: bool = False) -> None:
-        """The program says `send`; with `give_up` it has thought better of it before the first attempt."""
-        n = self.next_n[session]
-        self.next_n[session] += 1
-        body = None if give_up else f"{self.name}:{session}:{n}:".encode() + bytes(self.world.rng.randrange(0, 40))
-        self.unacked[session][n] = body
-        self.world.history.append(("handed", self.world.now, self.sender_id, session, n, body))
-        careless = self.world.rng.random() < 0.05
-        if self.open and self.sent_upto.get(session, 0) == n - 1 and not careless:
-            self._submit(session, n)
-        elif self.open and self.link is not None and self.world.rng.random() < 0.1:
-            self._send_numbers(session, {n: body})  # out of order: it must be refused
-
-    def read(self, session: str) -> None:
-        """The program reads on, from where it stopped."""
-        link = self.link
-        if link is None or not self.open:
+    def hand_over(self, dice: Random) -> None:
+        """The program says `send`; rarely more than the system takes."""
+        session = dice.choice(self.sessions)
+        lane = self.outbox.lane(session, self.name)
+        if lane.stopped is not None:
             return
+        if lane.flow is None:
+            self.flow.add(lane)
+        n = lane.next_n
+        size = 100 if dice.random() < 0.03 else dice.randrange(0, 40)
+        body = f"{self.name}:{session}:{n}:".encode() + bytes(size)
+        lane.bodies.append(body)
+        lane.times.append(self.world.now)
+        lane.futures.append(Answer(self, lane, n))
+        lane.size_bytes += len(body) + MESSAGE_OVERHEAD_BYTES
+        self.outbox.messages += 1
+        self.outbox.bytes += len(body) + MESSAGE_OVERHEAD_BYTES
+        self.sent[session, lane.sender_id, n] = body
+        self.world.history.append(("handed", self.world.now, lane.sender_id, session, n, body))
+        self.outbox.mark(lane)
 
-        def then(answer: Any) -> None:
-            for run in answer[1] if answer is not None else []:
-                _, name, sender_id, first_n, first_seq, _, _, bodies = run
-                for k, body in enumerate(bodies):
-                    fact = ("read", self.world.now, self.name, name, first_seq + k, sender_id, first_n + k, body)
-                    self.world.history.append(fact)
-                    self.read_upto[name] = max(self.read_upto[name], first_seq + k)
-
-        link.request(self, Say.HISTORY, session, self.read_upto[session], self.world.rng.randrange(1, 8), then=then)
-
-    def repeat_old(self, session: str) -> None:
+    def retry_an_old_one(self, dice: Random) -> None:
         """A retry of what was acked long ago: G5 has no window."""
-        old = self.acked[session]
-        if self.open and self.link is not None and old:
-            n = self.world.rng.choice(sorted(old))
-            self._send_numbers(session, {n: old[n]})
+        if self.flow.is_open and self.link is not None and self.old:
+            session, sender_id, n, body = dice.choice(self.old)
+            self.world.count("client: an old retry")
+            self.link.send(self, [Say.SUBMIT, [[session, sender_id, n, [self.world.now], [body]]]])
+
+    def skip_ahead(self, dice: Random) -> None:
+        """What is saved last is sent first: it must be refused."""
+        lanes = [lane for lane in self.outbox.lanes.values() if lane.saved > 1 and lane.saved > lane.sent]
+        if self.flow.is_open and self.link is not None and lanes:
+            lane = dice.choice(lanes)
+            n, body = lane.first_n + lane.saved - 1, lane.bodies[lane.saved - 1]
+            lane.submitted_n = max(lane.submitted_n, n)
+            self.world.count("client: a number too early")
+            self.link.send(self, [Say.SUBMIT, [[lane.session, lane.sender_id, n, [self.world.now], [body]]]])
+
+    # ------------------------------------------------------------------ the file
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self.world.at(0, self, self._send_off)
+
+    def _send_off(self) -> None:
+        self._woken = False
+        self.outbox.save()
+        self._pump()
+
+    def _commit(self, commit: Commit) -> None:
+        self.world.at(self.world.rng.randrange(1, 6), self, self._committed, commit)
+
+    def _committed(self, commit: Commit) -> None:
+        self.file.apply(commit)
+        for session, sender, outbox_id, first_n, _, bodies in commit.runs:
+            for n in range(first_n, first_n + len(bodies)):
+                self.world.history.append(("saved", self.world.now, sender_id_of(sender, outbox_id), session, n))
+        self.outbox.committed(None)
+        self._pump()
+
+    def _tidy_soon(self) -> None:
+        self.world.at(20, self, self.outbox.tidy)
 
     # ------------------------------------------------------------------ connections
 
     def _connect(self) -> None:
-        writer = self.world.some_writer(self)
-        if writer is None:
-            self.world.at(30, self, self._connect)
+        session = self.world.route(self)
+        if session is None:
+            self.world.at(self.world.rng.randrange(3, 12), self, self._connect)
             return
-        self.link = Link(self.world, self, writer)
-        self._tries += 1
-        self.world.at(self.world.delay(), writer, writer.accept, self.link)
-        self.world.at(PATIENCE_MS, self, self._lose_patience, self._tries)
-
-    def _lose_patience(self, tries: int) -> None:
-        if tries == self._tries and not self.open and self.link is not None:
-            self.link.close(self)
+        self.link = link = Link(self.world, self, session)
+        self._heard_at = self.world.now
+        self.world.at(self.world.delay(), session, session.accept, link)
 
     def on_closed(self, link: Link) -> None:
         if link is self.link:
-            self.link, self.open = None, False
+            self.link = None
+            self.flow.closed()
+            for reader in self.readers.values():
+                reader.number = 0
             self.world.at(self.world.rng.randrange(1, 20), self, self._connect)
 
     def _tick(self) -> None:
-        self.world.at(RESEND_MS, self, self._tick)
-        if self.open and self.world.rng.random() < 0.4:
-            self._send_all()
-        elif self.open and not self.done and self.link is not None and self.world.rng.random() < 0.05:
-            self.link.close(self)
-
-    # ------------------------------------------------------------------ submitting
-
-    def _send_all(self, session: str | None = None, first: int = 0) -> None:
-        for name in [session] if session is not None else self.sessions:
-            numbers = {n: body for n, body in self.unacked[name].items() if n >= first}
-            if numbers:
-                self._send_numbers(name, numbers)
-                self.sent_upto[name] = max(numbers)
-            elif session is None:
-                self.sent_upto[name] = self.next_n[name] - 1
-
-    def _submit(self, session: str, n: int) -> None:
-        self._send_numbers(session, {n: self.unacked[session][n]})
-        self.sent_upto[session] = n
-
-    def _send_numbers(self, session: str, numbers: dict[int, bytes | None]) -> None:
-        """Consecutive messages as one run, never more than a few; a number that was given up on its own."""
+        self.world.at(TICK_MS, self, self._tick)
         link = self.link
-        assert link is not None
-        run: list[Any] = []
-        for n, body in sorted(numbers.items()):
-            if run and (body is None or n != run[2] + len(run[4]) or len(run[4]) == 6):
-                link.send(self, [Say.SUBMIT, [run]])
-                run = []
-            if body is None:
-                link.send(self, [Say.GIVE_UP, [[session, self.sender_id, n]]])
-            elif run:
-                run[3].append(self.world.now)
-                run[4].append(body)
-            else:
-                run = [session, self.sender_id, n, [self.world.now], [body]]
-        if run:
-            link.send(self, [Say.SUBMIT, [run]])
+        if link is None:
+            return
+        silent = self.world.now - self._heard_at
+        waits = self.flow.in_flight_messages or not self.flow.is_open
+        if (waits and silent > 6 * LOOK_MS) or silent > 20 * LOOK_MS:
+            link.close(self)  # it looks elsewhere
+            return
+        self.flow.overdue(self.world.now / SCALE)
+        self._pump()
+
+    def _pump(self) -> None:
+        link = self.link
+        while link is not None and (taken := self.flow.take(self.world.now / SCALE)) is not None:
+            runs, given_up = taken
+            if runs:
+                link.send(self, [Say.SUBMIT, runs])
+            if given_up:
+                self.world.count("client: a number given up")
+                link.send(self, [Say.GIVE_UP, given_up])
 
     # ------------------------------------------------------------------ answers
 
     def on_message(self, link: Link, message: list[Any]) -> None:
         if link is not self.link:
             return
+        self._heard_at = self.world.now
         match message:
-            case [Say.OPEN, _, epoch]:
-                if epoch < self.epoch:
+            case [Say.OPEN, 0, epoch, _, body_bytes_max]:
+                if not self.flow.opened(epoch, body_bytes_max):
+                    self.world.count("client: an old epoch is left")
                     link.close(self)
                     return
-                self.epoch, self.open = epoch, True
-                self._send_all()
-            case [Say.ACKED, epoch, acks]:
-                for session, sender_id, first_n, count, first_seq, duplicate in acks:
-                    assert sender_id == self.sender_id
-                    for k in range(count):
-                        self._acked(session, first_n + k, first_seq and first_seq + k, epoch, duplicate)
-            case [Say.REFUSED, _, refusals]:
-                for refusal in refusals:
-                    self._refused(*refusal)
+                self._subscribe_all()
+            case [Say.WAITING, partition, _, _]:
+                if partition != 0:
+                    link.close(self)
+                else:
+                    self.flow.closed()
+            case [Say.ACKED, epoch, copies, runs]:
+                self._note_acks(runs)
+                self.answers.acked(self.world.now / SCALE, epoch, copies, runs)
+            case [Say.REFUSED, epoch, refusals]:
+                self.world.note(self.name, "refused", [[*refusal[:5], refusal[6]] for refusal in refusals])
+                if self.answers.refused(self.world.now / SCALE, epoch, refusals):
+                    link.close(self)
+            case [Say.DELIVER, number, raw]:
+                for reader in self.readers.values():
+                    if reader.number == number:
+                        runs = runs_of(reader.session, raw)
+                        for run in runs:
+                            fact = (self.name, number, run.session, run.first_seq, len(run.bodies))
+                            self.world.history.append(("pushed", self.world.now, *fact))
+                        reader.outstanding -= sum(len(run.bodies) for run in runs)
+                        self._arrived(reader, runs)
+        self._pump()
 
-    def _acked(self, session: str, n: int, seq: int, epoch: int, duplicate: bool) -> None:
-        self.world.note(self.name, "acked", session, n, seq, epoch, duplicate)
-        self.world.history.append(("acked", self.world.now, self.sender_id, session, n, seq))
-        body = self.unacked[session].pop(n, b"")
-        if body != b"":
-            self.acked[session][n] = body
+    def _note_acks(self, runs: list[Any]) -> None:
+        """What a SessionActor says is judged whatever the client makes of it."""
+        for session, sender_id, first_n, count, first_seq, duplicate in runs:
+            for k in range(count):
+                n, seq = first_n + k, first_seq and first_seq + k
+                self.world.note(self.name, "acked", session, n, seq, duplicate)
+                self.world.history.append(("acked", self.world.now, sender_id, session, n, seq))
+                body = self.sent.get((session, sender_id, n))
+                if body is not None:
+                    self.old.append((session, sender_id, n, body))
 
-    def _refused(self, session: str, _: str, first_n: int, count: int, code: int, text: str, expected: int) -> None:
-        self.world.note(self.name, "refused", session, first_n, count, code, expected)
-        if code == Code.OUT_OF_ORDER:
-            if any(n >= expected for n in self.acked[session]):
-                self.world.history.append(("forgotten", self.world.now, self.sender_id, session, expected))
-            elif self.open:
-                self._send_all(session, expected)
-        elif code != Code.UNAVAILABLE:  # those are sent again by the clock
-            self.world.history.append(("refused", self.world.now, self.sender_id, session, first_n, text))
+    # ------------------------------------------------------------------ readers
+
+    def _subscribe_all(self) -> None:
+        for reader in self.readers.values():
+            if not reader.number:
+                self._subscribe(reader)
+
+    def _subscribe(self, reader: Reader) -> None:
+        link = self.link
+        if link is None:
+            return
+        self._numbers += 1
+        reader.number = number = self._numbers
+        reader.outstanding = max(CREDIT - len(reader.buffer), 1)
+
+        fact = (self.name, number, reader.session, reader.inbox.at)
+
+        def then(answer: Any) -> None:
+            if (answer is None or answer[0]) and reader.number == number:
+                reader.number = 0
+
+        self.world.history.append(("subscribed", self.world.now, *fact))
+
+        link.request(self, Say.SUBSCRIBE, number, reader.session, reader.inbox.at, reader.outstanding, then=then)
+
+    def _arrived(self, reader: Reader, runs: list[Run]) -> None:
+        reader.buffer.extend(reader.inbox.add(runs))
+        if reader.inbox.missing is not None:
+            after, upto = reader.inbox.missing
+            self._ask_page(reader, after, min(CREDIT, upto - after))
+        if self.world.rng.random() < 0.5:
+            self.world.at(self.world.rng.randrange(0, 60), self, self._take, reader)
+
+    def _ask_page(self, reader: Reader, after: int, limit: int) -> None:
+        link = self.link
+        if link is None or reader.asking or not self.flow.is_open:
+            return
+        reader.asking = True
+
+        def then(answer: Any) -> None:
+            reader.asking = False
+            if answer is not None and answer[0] == 0:
+                self._arrived(reader, runs_of(reader.session, answer[1][0]))
+
+        link.request(self, Say.HISTORY, reader.session, after, limit, then=then)
+
+    def ask_for_a_page(self, dice: Random) -> None:
+        """The program reads a page beside its subscription: it may overlap, or come too early."""
+        reader = self.readers[dice.choice(self.sessions)]
+        self._ask_page(reader, reader.inbox.at + dice.randrange(0, 4), dice.randrange(1, 8))
+
+    def take_messages(self, dice: Random) -> None:
+        """The program takes what waits for it."""
+        self._take(self.readers[dice.choice(self.sessions)])
+
+    def _take(self, reader: Reader) -> None:
+        """Hand on what waits, and move the cursor after that."""
+        handed_on: list[Message] = []
+        while reader.buffer:
+            handed_on.append(reader.buffer.popleft())
+        for message in handed_on:
+            fact = (message.session, message.seq, message.sender_id, message.n, message.body)
+            self.world.history.append(("delivered", self.world.now, self.name, *fact))
+        if handed_on and reader.session in self.readers:
+            self.world.at(self.world.rng.randrange(0, 4), self, partial(self._move_cursor, reader, handed_on[-1].seq))
+        self._top_up(reader)
+
+    def _move_cursor(self, reader: Reader, seq: int) -> None:
+        self.file.cursors[reader.session] = seq
+
+    def _top_up(self, reader: Reader) -> None:
+        room = CREDIT - reader.outstanding - len(reader.buffer)
+        if room > 0 and reader.number and self.link is not None:
+            reader.outstanding += room
+            self.link.send(self, [Say.CREDIT, reader.number, room])
+
+    def read_on(self, dice: Random) -> None:
+        """A page of the history, for its own sake."""
+        link = self.link
+        if link is None or not self.flow.is_open:
+            return
+        session = dice.choice(self.sessions)
+
+        def then(answer: Any) -> None:
+            for run in answer[1][0] if answer is not None and answer[0] == 0 else []:
+                _, name, sender_id, first_n, first_seq, _, _, bodies = run
+                for k, body in enumerate(bodies):
+                    self.world.history.append(
+                        ("read", self.world.now, self.name, name, first_seq + k, sender_id, first_n + k, body)
+                    )
+
+        link.request(self, Say.HISTORY, session, dice.randrange(0, 30), dice.randrange(1, 8), then=then)
+
+    def settle(self) -> None:
+        """The faults are over: take everything, and subscribe where that had failed."""
+        if self.flow.is_open:
+            self._subscribe_all()
+        for reader in self.readers.values():
+            self._take(reader)

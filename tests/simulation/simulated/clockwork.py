@@ -1,7 +1,8 @@
 """Virtual time, processes that may pause or die, and links between them.
 
 Owns the order of everything that happens: one heap, one seeded generator, so the same seed gives the same trace. It must not
-know what is said on the links. A link keeps its messages in order, as TCP does; across links anything may overtake anything.
+know what is said on the links. A link keeps its messages in order, as TCP does; across links anything may overtake anything,
+and what was sent on a link that one end has given up may still arrive at the other, long after the next link was made.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +61,7 @@ class Clockwork:
         self._heap: list[tuple[int, int, Process | None, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self.delay_max = 8
+        self.covered: Counter[str] = Counter()  # what happened, by its name: for those who ask whether the net is wide enough
 
     def note(self, *words: Any) -> None:
         """One line of the trace."""
@@ -66,6 +69,10 @@ class Clockwork:
         self._digest.update(line.encode() + b"\n")
         if self.keep_trace:
             self.trace.append(line)
+
+    def count(self, what: str) -> None:
+        """It has happened once more."""
+        self.covered[what] += 1
 
     def fingerprint(self) -> str:
         """A digest of the whole trace."""
@@ -106,6 +113,7 @@ class Link:
         self.closed = [False, False]
         self._last = [0, 0]
         self._dead_from: list[int | None] = [None, None]
+        self._late_until = [0, 0]  # until when nothing arrives at an end, and then everything at once
         self.replies: dict[int, Callable[[Any], None]] = {}
         self._ids = 0
         connector.links.append(self)
@@ -138,6 +146,9 @@ class Link:
         self.send(sender, [say, self._ids, *items])
 
     def _deliver(self, side: int, packed: bytes) -> None:
+        if self._late_until[side] > self.world.now:
+            self.world.at(self._late_until[side] - self.world.now, self.ends[side], self._deliver, side, packed)
+            return
         dead_from = self._dead_from[side]
         if self.closed[side] or (dead_from is not None and self.world.now >= dead_from):
             return
@@ -165,6 +176,19 @@ class Link:
             self._dead_from[side] = self.world.now + self.world.rng.randrange(0, 6)
             if self.ends[side] is not by:
                 self.world.at(self.world.rng.randrange(0, 30), self.ends[side], self._learn, side)
+
+    def leave_half_open(self) -> None:
+        """The connector loses it and makes another one; the acceptor reads on: what was sent arrives late, all at once."""
+        late = self.world.now + self.world.rng.randrange(10, 250)
+        self.world.note("half open", self.ends[0].name, self.ends[1].name, late)
+        self._late_until[1], self._dead_from[0] = late, self.world.now
+        self.world.at(late + 1 - self.world.now, self.ends[1], self._learn, 1)
+        self._learn(0)
+
+    def stall(self, side: int, until: int) -> None:
+        """One way is cut: what is sent to that end arrives when it is mended."""
+        self.world.note("stall", self.ends[1 - side].name, "to", self.ends[side].name, until)
+        self._late_until[side] = max(until, self._late_until[side])
 
     def _learn(self, side: int) -> None:
         if self.closed[side]:

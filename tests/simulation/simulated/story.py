@@ -1,39 +1,39 @@
-"""One seed, one story: a partition with three stores, its writers, its clients, and what befalls them.
+"""One seed, one story: a partition with four stores, its SessionActors, Supervisor and clients, and what befalls them.
 
-Owns the plan of faults and what must hold when they are over. Faults stay within what design §1 promises to survive: at any
-time at least one store has lost nothing that it synced.
+Owns who there is, the two phases (faults, then calm), and what must hold when they are over. **G11 for a story**: within
+`PATIENCE_MS` of its last fault everything that was handed over has its outcome, and three equal copies of everything are
+declared as one range. Time in a story runs about seven to ten times as fast as in production (`SMALL`, the client's ladders).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from random import Random
 from typing import Any
 
 from simulated.checker import judge
 from simulated.client import ClientProcess
-from simulated.clockwork import Clockwork, Process
-from simulated.store import INCARNATION, Disk, StoreProcess
-from simulated.writer import WriterProcess
+from simulated.clockwork import Process
+from simulated.faults import Faults
+from simulated.file import OutboxFile
+from simulated.plan import FAULTS_END_MS, PROFILES, Step, make_plan
+from simulated.register import Register
+from simulated.register_rounds import RoundsRegister
+from simulated.session import SessionProcess
+from simulated.store import Disk, Fill, Join, StoreProcess
+from simulated.supervisor import SupervisorProcess
+from simulated.witness import Witness
+from trilogue.actors.protocol.ensemble import Wish
 from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.invariants import InvariantBroken
 from trilogue.actors.protocol.limits import KIB, Limits
 
-STORES = ("store-1", "store-2", "store-3")
-FAULTS_END_MS = 1_500
-PATIENCE_MS = 6_000
-"""How long after the last fault everything must be acked (G11)."""
-
-PROFILES: dict[str, dict[str, int]] = {
-    "mixed": {
-        "cut_a_link": 4, "crash_a_store": 2, "damage_a_store": 2, "empty_a_store": 1, "crash_a_writer": 3, "pause_a_writer": 2,
-        "two_writers": 2, "cut_off_a_store": 2, "slow_a_disk": 1, "crash_everything": 1, "crash_a_busy_store": 2,
-        "crash_a_busy_writer": 2,
-    },
-    "duels": {"pause_a_writer": 4, "two_writers": 4, "crash_all_stores": 2, "cut_a_link": 2, "cut_off_a_store": 1},
-    "disks": {"damage_a_store": 3, "empty_a_store": 2, "crash_everything": 2, "crash_all_stores": 2, "crash_a_busy_writer": 2},
-    "zombies": {"zombie_dance": 3, "start_two_together": 2, "crash_a_busy_writer": 1, "cut_a_link": 1},
-    "storms": {"crash_a_busy_store": 6, "crash_a_busy_writer": 3, "cut_a_link": 3, "slow_a_disk": 1, "two_writers": 1},
-}  # fmt: skip
-"""What a story is mostly about: how often each fault is chosen."""
+STORES = ("store-1", "store-2", "store-3", "store-4")
+SESSIONS = ("session-0", "session-1")
+CLIENTS = ("c1", "c2")
+COPIES = 3
+PATIENCE_MS = 8_000
+"""How long after the last fault everything must be acked and whole (G11)."""
 
 SMALL = Limits(
     body_bytes_max=64,
@@ -45,6 +45,15 @@ SMALL = Limits(
     wire_bytes_max=256 * KIB,
     journal_file_bytes=256 * KIB,
     history_bytes_max=16 * KIB,
+    tick_ms=10,
+    writer_ping_ms=30,
+    writer_silent_ms=100,
+    supervisor_ping_ms=30,
+    supervisor_silent_ms=100,
+    fence_wait_ms=20,
+    member_grace_ms=150,
+    member_lag_ms=200,
+    join_frames_max=16,
 )
 
 
@@ -55,303 +64,232 @@ class Outcome:
         self.anomalies, self.fingerprint, self.story = anomalies, fingerprint, story
 
 
-class Story(Clockwork):
-    """The world of one seed."""
+class Story(Faults):
+    """The world of one seed. With `only`, all other steps of its plan are left out."""
 
-    def __init__(self, seed: int, profile: str = "") -> None:
+    def __init__(self, seed: int, profile: str = "", only: Collection[int] | None = None) -> None:
         super().__init__(seed)
         self.seed = seed
+        self.profile = profile or list(PROFILES)[seed % len(PROFILES)]
+        self.steps = [step for step in make_plan(seed, self.profile, list(CLIENTS)) if only is None or step.number in only]
         self.history: list[tuple[Any, ...]] = []
+        self.dice = Random(seed)
+        self.calm = False
+        self.cut_off = set()
+        self.rude = self.rng.choice((0.0, 0.0, 0.3))
+        self.wish = Wish(COPIES, 2 if self.profile == "joins" else self.rng.choice((2, 3, 3, 3)), STORES)
         self.disks = {name: Disk(f"{name}#1") for name in STORES}
         self.stores = {name: StoreProcess(self, name, self.disks[name], SMALL) for name in STORES}
-        self.damaged: set[str] = set()
-        self.writers: list[WriterProcess] = []
-        self.cut_off: set[tuple[str, str]] = set()
-        self.calm = False
-        self._started = 0
+        self.witness = Witness(self)
+        in_rounds = seed // len(PROFILES) % 3 == 0
+        self.register = RoundsRegister(self) if in_rounds else Register(self)
+        self.count("register: of rounds" if in_rounds else "register: atomic")
+        self.register.when_set = self.witness.check
         self.opened = 0
-        self.highest_epoch = 0
-        self.profile = profile or list(PROFILES)[seed % len(PROFILES)]
-        self._start_writer()
-        sessions = ["s1", "s2"]
-        self.clients = [ClientProcess(self, f"c{k}", sessions[: self.rng.randrange(1, 3)]) for k in (1, 2)]
+        self.sessions = []
+        for session in SESSIONS:
+            self.start_session(session)
+        self.supervisor = SupervisorProcess(self, "supervisor", SESSIONS, STORES, SMALL)
+        chats = ["s1", "s2"][: self.rng.choice((1, 2, 2))]
+        self.files = {name: OutboxFile(self.fresh_id()) for name in CLIENTS}
+        self._chats = {name: chats[: self.rng.randrange(1, 3)] for name in CLIENTS}
+        self.clients = [ClientProcess(self, name, self._chats[name], self.files[name]) for name in CLIENTS]
+
+    def fresh_id(self) -> str:
+        """A new outbox id."""
+        return f"{self.rng.getrandbits(128):032x}"
 
     # ------------------------------------------------------------------ who can reach whom
 
-    def reachable_store(self, writer: Process, name: str) -> StoreProcess | None:
-        """The store, if it runs and the network lets this writer through."""
+    def actor(self, name: str) -> Process | None:
+        """The process that Ray's address book knows under this name."""
+        return self.stores[name] if name in self.stores else self.newest(name)
+
+    def newest(self, session: str) -> SessionProcess:
+        return next(one for one in reversed(self.sessions) if one.session == session)
+
+    def reachable_store(self, session: Process, name: str) -> StoreProcess | None:
+        """The store, if it runs and the network lets this process through."""
         store = self.stores[name]
-        return store if store.alive and (writer.name, name) not in self.cut_off else None
+        return store if store.alive and (session.name, name) not in self.cut_off else None
 
-    def some_writer(self, _client: Process) -> WriterProcess | None:
-        """Mostly the newest writer; sometimes one that should have gone."""
-        alive = [writer for writer in self.writers if writer.alive]
-        if not alive:
-            return None
-        return alive[-1] if self.rng.random() < 0.7 else self.rng.choice(alive)
+    def route(self, _client: Process) -> SessionProcess | None:
+        """Mostly where the stores' highest fence says; sometimes where a partition once was."""
+        alive = [one for one in self.sessions if one.alive]
+        fences = [fence for store in self.stores.values() if store.alive for _, fence in store.state.fences()]
+        if alive and (not fences or self.rng.random() < 0.15):
+            return self.rng.choice(alive)
+        address = max(fences).address if fences else ""
+        return next((one for one in alive if one.name == address), None)
 
-    def _start_writer(self) -> None:
-        self._started += 1
-        self.note("start writer", self._started)
-        self.writers.append(WriterProcess(self, f"w{self._started}", STORES, SMALL))
+    # ------------------------------------------------------------------ processes
 
-    def taken_over(self, writer: Process, epoch: int, log: Any) -> None:
-        """A writer says that all stores are equal: a damaged store that really is counts as whole again."""
-        self.opened += 1
-        self.note(writer.name, "has made all equal", epoch)
-        if epoch <= self.highest_epoch:
-            return  # it has just woken up, and is wrong
-        self.highest_epoch = epoch
-        for name in list(self.damaged):
-            chain = _chain(self.disks[name])
-            if len(chain) >= log.last_index and (not log.last_index or _crc(chain[log.last_index - 1]) == log._last_crc):
-                self.damaged.discard(name)
-
-    # ------------------------------------------------------------------ what befalls them
-
-    def play(self) -> Outcome:
-        """The whole story, and the judgement."""
-        try:
-            self._plan()
-            self.run_until(FAULTS_END_MS)
-            self._calm_down()
-            self.run_until(FAULTS_END_MS + PATIENCE_MS, done=self._all_answered)
-            self._settle()
-        except (InvariantBroken, ProtocolError) as error:
-            return Outcome([f"invariant: {error}"], self.fingerprint(), self)
-        unacked = sum(len(numbers) for client in self.clients for numbers in client.unacked.values())
-        logs = {name: _chain(disk) for name, disk in self.disks.items()}
-        return Outcome(judge(self.history, logs, unacked), self.fingerprint(), self)
-
-    def _plan(self) -> None:
-        rng = self.rng
-        for client in self.clients:
-            for session in client.sessions:
-                for _ in range(rng.randrange(4, 12)):
-                    when = rng.randrange(0, FAULTS_END_MS)
-                    for _ in range(rng.choice((1, 1, 2, 8))):
-                        self.at(when, client, client.hand_over, session, rng.random() < 0.04)
-                for _ in range(3):
-                    self.at(rng.randrange(0, FAULTS_END_MS), client, client.read, session)
-                    self.at(rng.randrange(0, FAULTS_END_MS), client, client.repeat_old, session)
-        weights = PROFILES[self.profile]
-        if self.profile == "storms":
-            for store in self.stores.values():
-                store.sync_ms = 60
-        for fault in rng.choices(list(weights), list(weights.values()), k=rng.randrange(3, 14)):
-            self.at(rng.randrange(0, FAULTS_END_MS), None, getattr(self, "_" + fault))
-
-    def _cut_a_link(self) -> None:
-        links = [link for process in [*self.writers, *self.clients] if process.alive for link in process.links]
-        if links:
-            self.rng.choice(links).cut()
-
-    def _crash_a_store(self, name: str = "", torn: float = 0.4) -> None:
-        """It loses what it had not synced, but for a part that was written anyway; a torn end raises the incarnation."""
-        store = self.stores[name or self.rng.choice(STORES)]
-        if not store.alive:
-            return
-        store.kill()
-        disk = store.disk
-        disk.entries += store.unsynced[: self.rng.randrange(0, len(store.unsynced) + 1)]
-        if self.rng.random() < torn:
-            _raise_incarnation(disk)
-        self.at(self.rng.randrange(5, 200), None, self._restart_store, store.name)
-
-    def _crash_a_busy_store(self, tries: int = 60) -> None:
-        """As above, at the moment when there is something to lose: it has taken frames or fences that it has not synced."""
-        busy = [store for store in self.stores.values() if store.alive and store.unsynced]
-        if busy:
-            self._crash_a_store(self.rng.choice(busy).name)
-        elif tries:
-            self.at(1, None, self._crash_a_busy_store, tries - 1)
-
-    def _crash_all_stores(self, torn: float = 0.4) -> None:
-        for name in STORES:
-            self._crash_a_store(name, torn)
-
-    def _crash_a_busy_writer(self, tries: int = 60) -> None:
-        """A writer dies while frames that it has sent are on some stores only."""
-        busy = [w for w in self.writers if w.alive and w.log is not None and w.log.last_index > w.log.committed]
-        if busy:
-            self.rng.choice(busy).kill()
-            self.at(self.rng.randrange(5, 150), None, self._start_if_none)
-        elif tries:
-            self.at(1, None, self._crash_a_busy_writer, tries - 1)
-
-    def _zombie_dance(self) -> None:
-        """The worst that pauses can do: a writer stands still, another one takes over and stands still as soon as it
-        has, all stores crash, the first one wakes up, and then the second."""
-        first = [writer for writer in self.writers if writer.alive and writer.open and not writer.paused]
-        if not first or len(self.writers) > 12:
-            return
-        first[-1].paused = True
-        for store in self.stores.values():
-            store.sync_ms = 60
-        self._start_writer()
-        self._when_open(first[-1], self.writers[-1], 400)
-
-    def _when_open(self, first: WriterProcess, second: WriterProcess, tries: int) -> None:
-        if second.alive and second.takeover is None:
-            self.note("pause", first.name, second.name)
-            second.paused = True
-            if self.rng.random() < 0.7:
-                self._crash_all_stores(torn=0)
-            when = self.rng.randrange(40, 250)
-            self.at(when, None, self._resume, first)
-            self.at(when + self.rng.randrange(100, 300), None, self._resume, second)
-        elif tries and second.alive:
-            self.at(1, None, self._when_open, first, second, tries - 1)
-        else:
-            self._resume(first)
-
-    def _start_two_together(self) -> None:
-        for writer in self.writers:
-            if writer.alive and not writer.paused:
-                writer.kill()
-        self._start_writer()
-        self._start_writer()
-
-    def _restart_store(self, name: str) -> None:
+    def start_store(self, name: str) -> None:
         if not self.stores[name].alive:
             self.stores[name] = StoreProcess(self, name, self.disks[name], SMALL)
 
-    def _may_damage(self, name: str) -> bool:
-        return len(self.damaged | {name}) < len(STORES)
+    def start_session(self, session: str, take: bool = False) -> SessionProcess:
+        process = SessionProcess(self, f"w{len(self.sessions) + 1}", session, STORES, self.wish, SMALL)
+        self.note("start", session, process.name)
+        self.sessions.append(process)
+        return process
 
-    def _damage_a_store(self) -> None:
-        """The end of its journal is damaged: it loses entries that it had synced and said yes to, and knows that it did."""
-        name = self.rng.choice(STORES)
-        if self.stores[name].alive and self._may_damage(name):
-            self.damaged.add(name)
-            self.stores[name].kill()
-            disk = self.disks[name]
-            lost = self.rng.randrange(1, 8)
-            self.note("damage", name, lost)
-            del disk.entries[max(0, len(disk.entries) - lost) :]
-            _raise_incarnation(disk)
-            self.at(self.rng.randrange(5, 100), None, self._restart_store, name)
+    def start_client(self, name: str) -> None:
+        for at, client in enumerate(self.clients):
+            if client.name == name and not client.alive:
+                self.note("start", name)
+                self.clients[at] = ClientProcess(self, name, self._chats[name], self.files[name])
 
-    def _empty_a_store(self) -> None:
-        """An empty directory under an old name: another store."""
-        name = self.rng.choice(STORES)
-        if self.stores[name].alive and self._may_damage(name):
-            self.damaged.add(name)
-            self.stores[name].kill()
-            self.note("empty", name)
-            self.disks[name] = Disk(f"{name}#{self.now}")
-            self.at(self.rng.randrange(5, 100), None, self._restart_store, name)
+    def start_supervisor(self) -> None:
+        if not self.supervisor.alive:
+            self.supervisor = SupervisorProcess(self, "supervisor", SESSIONS, STORES, SMALL)
 
-    def _crash_a_writer(self) -> None:
-        alive = [writer for writer in self.writers if writer.alive]
-        if alive:
-            self.rng.choice(alive).kill()
-            self.at(self.rng.randrange(5, 150), None, self._start_if_none)
+    def taken_over(self, process: SessionProcess, machine: Any) -> None:
+        """A writer has the log."""
+        self.opened += 1
+        log, taking = machine.log, machine._taking
+        self.note(process.name, "has the log", log.epoch, "committed", log.committed, "of", log.last_index)
+        if log.version == 1:
+            self.count("founding: done")
+            return
+        answers = taking._answers
+        sure = sum(key in {member.key for member in taking._members} for key in answers)
+        self.count(f"takeover: {min(sure, 3)} of the last range answered")
+        self.count("takeover: with a tail" if log.last_index > log.committed else "takeover: everything was committed")
+        if not sure:
+            self.count("takeover: by stores that cannot tell")
+        if len({tuple(answers[key].tail[-1:]) for key in answers}) > 1:
+            self.count("takeover: the tails differed")
+        if len(log.record.ranges) > 1:
+            self.count("takeover: of more than one range")
 
-    def _start_if_none(self) -> None:
-        if not any(writer.alive and not writer.paused for writer in self.writers):
-            self._start_writer()
+    # ------------------------------------------------------------------ the two phases
 
-    def _pause_a_writer(self) -> None:
-        """A process that stands still while another one takes its place: it wakes up and believes that it still owns it."""
-        alive = [writer for writer in self.writers if writer.alive and not writer.paused]
-        if alive:
-            writer = self.rng.choice(alive)
-            writer.paused = True
-            self.note("pause", writer.name)
-            self.at(self.rng.randrange(10, 100), None, self._start_if_none)
-            self.at(self.rng.randrange(100, 600), None, self._resume, writer)
+    def play(self) -> Outcome:
+        """The whole story, and the judgement."""
+        anomalies: list[str] = []
+        try:
+            for step in self.steps:
+                self.at(step.when, None, self._do, step)
+            self.run_until(FAULTS_END_MS)
+            self._calm_down()
+            self.run_until(FAULTS_END_MS + PATIENCE_MS, done=self._is_well)
+            self.covered["simulated ms"] = self.now
+            self._settle()
+        except (InvariantBroken, ProtocolError) as error:
+            return Outcome([*self.witness.anomalies[:3], f"invariant: {error}"], self.fingerprint(), self)
+        if not self._is_whole():
+            anomalies.append(f"not whole: the record does not name {COPIES} copies of everything in one range")
+        unacked = sum(client.unanswered for client in self.clients)
+        logs = {name: chain_of(self.disks[name]) for name in self._final_members()}
+        anomalies = [*self.witness.anomalies[:3], *judge(self.history, logs, unacked), *anomalies]
+        return Outcome(anomalies, self.fingerprint(), self)
 
-    @staticmethod
-    def _resume(writer: WriterProcess) -> None:
-        if writer.alive and writer.paused:
-            writer.resume()
-
-    def _two_writers(self) -> None:
-        """Two at once, both well; one of them goes some time later."""
-        if sum(writer.alive for writer in self.writers) < 3:
-            self._start_writer()
-            self.at(self.rng.randrange(50, 400), None, self._crash_a_writer)
-
-    def _cut_off_a_store(self) -> None:
-        alive = [writer for writer in self.writers if writer.alive]
-        if alive:
-            writer, name = self.rng.choice(alive), self.rng.choice(STORES)
-            self.cut_off.add((writer.name, name))
-            for link in list(writer.links):
-                if link.info is not None and link.info[0] == name:
-                    link.cut()
-            self.at(self.rng.randrange(20, 300), None, self.cut_off.discard, (writer.name, name))
-
-    def _slow_a_disk(self) -> None:
-        self.stores[self.rng.choice(STORES)].sync_ms = 80
-
-    def _crash_everything(self) -> None:
-        self._crash_all_stores()
-        for writer in self.writers:
-            if writer.alive:
-                writer.kill()
-        self.at(self.rng.randrange(5, 100), None, self._start_if_none)
+    def _do(self, step: Step) -> None:
+        self.dice = Random(step.dice)
+        if step.who:
+            for client in self.clients:
+                if client.name == step.who and client.alive and not client.paused:
+                    getattr(client, step.what)(self.dice)
+        else:
+            self.note("fault", step.number, step.what)
+            self.count(f"fault: {step.what.replace('_', ' ')}")
+            getattr(self, step.what)()
 
     def _calm_down(self) -> None:
-        """The faults are over: whatever stood still goes on, whatever died is started, and one writer remains."""
+        """The faults are over: whatever stood still goes on, and whatever died is started."""
         self.note("calm")
         self.calm = True
+        self.rude = 0.0
+        self.register.cut_off.clear()
+        self.register.stalled_until = 0
         self.cut_off.clear()
-        for writer in self.writers:
-            self._resume(writer)
+        self.normal_network()
+        for process in [*self.sessions, *self.stores.values()]:
+            self.wake(process)
         for name in STORES:
-            self._restart_store(name)
-            self.stores[name].sync_ms = 2
-        alive = [writer for writer in self.writers if writer.alive]
-        for writer in alive[:-1]:
-            self.at(self.rng.randrange(0, 300), None, self._end_spare, writer)
-        self.at(0, None, self._keep_a_writer)
+            if self.stores[name].full:
+                self.stores[name].kill()
+            self.start_store(name)
+            store = self.stores[name]
+            store.sync_ms, store.fills_up, store.sync_fails = 2, False, False
+        for name in CLIENTS:
+            self.start_client(name)
+        self.start_supervisor()
+        self._keep_sessions()
 
-    @staticmethod
-    def _end_spare(writer: WriterProcess) -> None:
-        if writer.alive:
-            writer.kill()
+    def _keep_sessions(self) -> None:
+        """Ray starts again what ended."""
+        for session in SESSIONS:
+            self.restart_session(session)
+        self.at(50, None, self._keep_sessions)
 
-    def _keep_a_writer(self) -> None:
-        """What Ray does: a process that ended is started again."""
-        if not any(writer.alive for writer in self.writers):
-            self._start_writer()
-        self.at(50, None, self._keep_a_writer)
+    def _final_members(self) -> list[str]:
+        record = self.register.value
+        return [member.name for member in record.ranges[-1].members] if record is not None else list(STORES[:COPIES])
 
-    def _all_answered(self) -> bool:
-        return all(client.done for client in self.clients) and sum(writer.alive for writer in self.writers) == 1
+    def _is_whole(self) -> bool:
+        """Design §6, rules 5 and 6: in the end there are three copies again, in one range."""
+        record = self.register.value
+        return record is not None and len(record.ranges) == 1 and len(record.ranges[0].members) == COPIES
+
+    def _is_well(self) -> bool:
+        return self._is_whole() and all(client.done for client in self.clients)
 
     def _settle(self) -> None:
         """Everybody reads everything, and each store gets its last frame."""
-        for _ in range(12):
+        end = self.now + PATIENCE_MS // 2
+        self.run_until(self.now + 300)  # each store gets its last frame
+        while self.now < end and not (self._is_well() and all(map(self._has_read_all, self.clients))):
             for client in self.clients:
-                for session in client.sessions:
-                    self.at(0, client, client.read, session)
-            self.run_until(self.now + 100)
+                client.settle()
+            self.run_until(self.now + 50)
+        for client in self.clients:
+            client.settle()
+            for reader in client.readers.values():
+                self.history.append(("followed", self.now, client.name, reader.session, reader.inbox.at))
+
+    def _has_read_all(self, client: ClientProcess) -> bool:
+        heads = [one.sequencer.head for one in self.owners if one.open]
+        readers = client.readers.values()
+        return bool(heads) and all(reader.inbox.at >= head(reader.session) for reader in readers for head in heads)
 
 
-def _chain(disk: Disk) -> list[bytes]:
-    """The partition's frames as a disk has them, each at its index."""
-    frames: list[bytes] = []
+def chain_of(disk: Disk) -> list[bytes]:
+    """The partition's frames as a disk has them: the chain that ends where the journal says, followed back to the first one.
+
+    Where it ends is the newest frame of the chain, or, if a join has named a base since that the chain did not have, the frame
+    before that base. (It need not be the frame of the highest epoch: that one may have been superseded by an older one.)
+    """
+    by_crc: dict[int, bytes] = {}
+    end = 0  # its CRC
+
+    def back(crc: int) -> Iterator[bytes]:
+        while (frame := by_crc.get(crc)) is not None:
+            yield frame
+            crc = _number(frame, 36, 4)
+
     for entry in disk.entries:
         if isinstance(entry, bytes):
-            del frames[int.from_bytes(entry[28:36], "little") - 1 :]
-            frames.append(entry)
-    return frames
+            end = _crc(entry)
+            by_crc[end] = entry
+        elif isinstance(entry, Fill):
+            by_crc[_crc(entry.frame)] = entry.frame
+        elif isinstance(entry, Join) and all(_crc(frame) != entry.prev_crc for frame in back(end)):
+            end = entry.prev_crc
+    return list(back(end))[::-1]
+
+
+def _number(frame: bytes, at: int, size: int = 8) -> int:
+    return int.from_bytes(frame[at : at + size], "little")
 
 
 def _crc(frame: bytes) -> int:
     return int.from_bytes(frame[60:64], "little")
 
 
-def _raise_incarnation(disk: Disk) -> None:
-    disk.incarnation += 1
-    disk.entries.append(INCARNATION)
-
-
-def play(seed: int, profile: str = "", keep_trace: bool = False) -> Outcome:
+def play(seed: int, profile: str = "", keep_trace: bool = False, only: Collection[int] | None = None) -> Outcome:
     """The story of `seed`; its profile follows from the seed, unless one is named."""
-    story = Story(seed, profile)
+    story = Story(seed, profile, only)
     story.keep_trace = keep_trace
     return story.play()

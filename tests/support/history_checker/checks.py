@@ -12,14 +12,20 @@ from collections.abc import Iterator, Sequence
 from history_checker.anomalies import Anomaly, Kind
 from history_checker.history import Acked, Fault, HandedOver, History, Reading
 from history_checker.journals import StoreContents
+from history_checker.register import Register
 from history_checker.truth import Truth, truth_of
 
 NS_PER_S = 1e9
 
 
-def judge(history: History, stores: Sequence[StoreContents], copies: int = 3) -> list[Anomaly]:
-    """Everything that is wrong with a run. `stores` is what they hold after it, when nothing was under way."""
-    truth, anomalies = truth_of(stores, copies)
+def judge(
+    history: History, stores: Sequence[StoreContents], copies: int = 3, register: Register | None = None
+) -> list[Anomaly]:
+    """Everything that is wrong with a run. `stores` is what they hold after it, when nothing was under way, and `register` who
+    should hold what; without one, all that have anything of a partition should have all of it."""
+    truth, anomalies = truth_of(stores, copies, register.partitions if register is not None else None)
+    if register is not None:
+        anomalies += [Anomaly(Kind.DAMAGED, "register", problem) for problem in register.problems]
     handed = {one.mark: one for one in history.handed}
     if len(handed) != len(history.handed):
         raise ValueError("two messages of the history have one mark: the recorder is at fault")
@@ -31,6 +37,7 @@ def judge(history: History, stores: Sequence[StoreContents], copies: int = 3) ->
     anomalies += _real_time(history, truth, handed)
     anomalies += _made_up(truth, handed)
     anomalies += _answers(history, handed, copies)
+    anomalies += _deposed(history, truth, handed)
     for reading in history.readings:
         anomalies += _reading(reading, truth)
     anomalies += _read_all(history, truth, handed)
@@ -162,6 +169,21 @@ def _answers(history: History, handed: dict[str, HandedOver], copies: int) -> It
         ):
             if seen != new:
                 yield Anomaly(Kind.CONFLICTING_ANSWERS, session, f"{what}: {seen} and {new}")
+
+
+def _deposed(history: History, truth: Truth, handed: dict[str, HandedOver]) -> Iterator[Anomaly]:
+    """Who acks a message has stored it, or an earlier writer has (G9); and a client believes no writer that was replaced."""
+    seen: dict[tuple[str, str], int] = {}
+    for ack in history.acked:
+        if not ack.epoch or ack.mark not in handed:
+            continue
+        for place in truth.places.get(ack.mark, [])[:1]:
+            if ack.epoch < place.epoch:
+                yield Anomaly(Kind.DEPOSED, ack.mark, f"acked in epoch {ack.epoch}, and stored first in epoch {place.epoch}")
+        lane = (ack.by, handed[ack.mark].session)
+        if ack.epoch < seen.get(lane, 0):
+            yield Anomaly(Kind.DEPOSED, ack.mark, f"{ack.by} took an ack of epoch {ack.epoch} after one of epoch {seen[lane]}")
+        seen[lane] = max(ack.epoch, seen.get(lane, 0))
 
 
 # ---------------------------------------------------------------------- what was read

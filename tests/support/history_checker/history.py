@@ -46,7 +46,7 @@ class HandedOver(NamedTuple):
 
 
 class Acked(NamedTuple):
-    """A client was told that the message is stored."""
+    """A client was told that the message is stored. `epoch` is the writer's that said so, `by` the client's life."""
 
     mark: str
     at_ns: int
@@ -55,6 +55,8 @@ class Acked(NamedTuple):
     n: int
     copies: int
     duplicate: bool = False
+    epoch: int = 0
+    by: str = ""
 
 
 class Read(NamedTuple):
@@ -143,8 +145,10 @@ class _Life:
                 handed = HandedOver(event["mark"], self._name, event["session"], event["sender"], event["t"])
                 history.handed.append(handed)
             case "acked":
+                by = self._path.name.removesuffix(".jsonl")
                 history.acked.append(Acked(
-                    event["mark"], event["t"], event["seq"], event["sender_id"], event["n"], event["copies"], event["duplicate"]
+                    event["mark"], event["t"], event["seq"], event["sender_id"], event["n"], event["copies"],
+                    event["duplicate"], event.get("epoch", 0), by,
                 ))  # fmt: skip
             case "failed":
                 history.failed[event["mark"]] = event["error"]

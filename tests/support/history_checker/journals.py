@@ -4,8 +4,17 @@ Owns that reading. It imports nothing of trilogue: a mistake in trilogue's own r
 believes a byte only under its CRC, a frame only where it chains, and reports all else. It never writes.
 
 The layout (design §5): `journal-NNNNNNNN.trl`, each a row of records up to zeros or the file's end. A record is a
-header of 64 bytes, little-endian, a payload and zeros up to a multiple of 8. Flags 0 is a frame of a partition's log;
-any other is the store's own note. A frame at an index that is there already replaces that one and all after it.
+header of 64 bytes, little-endian, a payload and zeros up to a multiple of 8. Flags 0 is a frame of a partition's log. The
+store's own notes that matter here (§6, rule 4):
+
+    2 FENCE  [writer, address]: from now on no writer below the header's epoch is obeyed
+    8 JOIN   [writer, address, number, first, prev_crc, [[from, to] …]]: a fence that names the base. Unless the chain has
+             that place, all is cut from `first` on, and what lies below it, but for the intervals and for what this store knew
+             to be committed
+    16 FILL  the bytes of a whole frame that lies below the base
+
+Frames from the base on are the *chain*, one naming the CRC of the one before; `older` ones lie below it, and become part of the
+chain as soon as they connect to it. A frame at an index that the chain has replaces that one and all after it.
 """
 
 from __future__ import annotations
@@ -22,6 +31,7 @@ import msgpack
 
 HEADER = struct.Struct("<IBBHQIQQIIIQII")
 MAGIC = 0x4C52547F
+FRAME, FENCE, JOIN, FILL = 0, 2, 8, 16
 
 
 class Frame(NamedTuple):
@@ -31,36 +41,119 @@ class Frame(NamedTuple):
     crc: int
     committed_upto: int
     records: list[Any]
-
-
-@dataclass(slots=True)
-class StoreContents:
-    """What one store holds: each partition's frames 1, 2, 3 … `damage`: what must not be; `torn`: what may be."""
-
-    name: str
-    partitions: dict[int, list[Frame]] = field(default_factory=dict)
-    damage: list[str] = field(default_factory=list)
-    torn: str = ""
-
-    def committed_upto(self, partition: int) -> int:
-        """The highest index that a frame here says is committed."""
-        return max((frame.committed_upto for frame in self.partitions.get(partition, [])), default=0)
+    prev_crc: int
 
 
 class _Bad(Exception):
     """The record at hand cannot be believed."""
 
 
+@dataclass(slots=True)
+class Holding:
+    """What one store holds of one partition. `committed_upto` is the highest that a frame of the chain has ever carried."""
+
+    chain: list[Frame] = field(default_factory=list)
+    base: int = 1
+    base_prev: int = 0
+    older: dict[int, Frame] = field(default_factory=dict)
+    committed_upto: int = 0
+    fence: int = 0
+
+    @property
+    def last(self) -> int:
+        """The index of the chain's last frame."""
+        return self.base + len(self.chain) - 1
+
+    def at(self, index: int) -> Frame | None:
+        """The frame at this index, in the chain or below it."""
+        return self.chain[index - self.base] if self.base <= index <= self.last else self.older.get(index)
+
+    @property
+    def frames(self) -> list[Frame]:
+        """All frames, in the order of their places."""
+        return [*(self.older[index] for index in sorted(self.older)), *self.chain]
+
+    def crc_before(self, index: int) -> int:
+        """What the frame at `index`, in the chain or next to it, must name."""
+        return self.chain[index - self.base - 1].crc if index > self.base else self.base_prev
+
+    def take(self, index: int, frame: Frame, damage: list[str], where: str) -> None:
+        """Put a frame in its place in the chain."""
+        if not max(1, self.base) <= index <= self.last + 1:
+            raise _Bad(f"{where} beside the frames {self.base} to {self.last}")
+        if frame.prev_crc != self.crc_before(index):
+            raise _Bad(f"{where} does not chain to the one before")
+        if frame.committed_upto >= index:
+            raise _Bad(f"{where} vouches for itself")
+        if index > self.base and frame.epoch < self.chain[index - self.base - 1].epoch:
+            raise _Bad(f"{where} follows one of a higher epoch")
+        if self.fence and frame.epoch > self.fence:
+            damage.append(f"{where} was stored under the fence of epoch {self.fence}")
+        if index <= self.last:
+            if frame.epoch == self.chain[index - self.base].epoch:
+                raise _Bad(f"{where} replaces another one of the same epoch")
+            if index <= self.committed_upto:
+                damage.append(f"{where} replaces one that was said to be committed")
+            del self.chain[index - self.base :]
+        self.chain.append(frame)
+        self.committed_upto = max(self.committed_upto, frame.committed_upto)
+
+    def obey(self, epoch: int, damage: list[str], where: str) -> None:
+        """A fence."""
+        if epoch < self.fence:
+            damage.append(f"{where}: a fence of epoch {epoch} after that of epoch {self.fence}")
+        self.fence = max(epoch, self.fence)
+
+    def join(self, first: int, prev_crc: int, intervals: list[list[int]]) -> None:
+        """The chain begins at `first` now, unless it has that place already."""
+        if self.base <= first <= self.last + 1 and self.crc_before(first) == prev_crc:
+            return
+        allowed = [[1, self.committed_upto], *intervals]
+        held = {**self.older, **{self.base + k: frame for k, frame in enumerate(self.chain)}}
+        self.older = {i: frame for i, frame in held.items() if i < first and any(a <= i <= b for a, b in allowed)}
+        self.chain, self.base, self.base_prev = [], first, prev_crc
+        self.absorb()
+
+    def fill(self, index: int, frame: Frame, damage: list[str], where: str) -> None:
+        """A frame below the base."""
+        held = self.at(index)
+        if not 1 <= index < self.base:
+            raise _Bad(f"{where} was filled in beside the frames below {self.base}")
+        if held is not None and held.crc != frame.crc and index <= self.committed_upto:
+            damage.append(f"{where} was filled in over another one that was said to be committed")
+        self.older[index] = frame
+        self.absorb()
+
+    def absorb(self) -> None:
+        """What connects to the base becomes part of the chain."""
+        found: list[Frame] = []
+        while (frame := self.older.get(self.base - 1)) is not None and frame.crc == self.base_prev:
+            found.append(self.older.pop(self.base - 1))
+            self.base, self.base_prev = self.base - 1, frame.prev_crc
+        self.chain[:0] = reversed(found)
+
+
+@dataclass(slots=True)
+class StoreContents:
+    """What one store holds, and who it is. `damage`: what must not be; `torn`: what may be."""
+
+    name: str
+    partitions: dict[int, Holding] = field(default_factory=dict)
+    damage: list[str] = field(default_factory=list)
+    torn: str = ""
+    identity: tuple[str, int] = ("", 0)
+
+
 def read_store(directory: Path) -> StoreContents:
     """What the journal in `directory` holds."""
-    contents = StoreContents(directory.name)
-    log_id = json.loads((directory / "store.json").read_bytes())["log_id"]
+    said = json.loads((directory / "store.json").read_bytes())
+    contents = StoreContents(directory.name, identity=(said.get("store", ""), said.get("incarnation", 0)))
     paths = sorted(directory.glob("journal-*.trl"))
     for number, path in enumerate(paths, 1):
         if path.name != f"journal-{number:08d}.trl":
             contents.damage.append(f"file {number} is missing: {path.name} is there instead")
         with path.open("rb") as file, mmap(file.fileno(), 0, prot=PROT_READ) as data:
-            offset, problem = _read_file(data, log_id, contents)
+            offset, problem = _read_file(data, said["log_id"], contents)
         if problem and path is paths[-1]:
             contents.torn = f"{path.name} at byte {offset}: {problem}"
         elif problem:
@@ -81,8 +174,30 @@ def _read_file(data: mmap, log_id: int, contents: StoreContents) -> tuple[int, s
     return offset, ""
 
 
-def _take_record(data: mmap, offset: int, log_id: int, contents: StoreContents) -> int:
-    """Take in the record at `offset`; where the next one begins."""
+class _Record(NamedTuple):
+    """An intact record, and where the next one begins."""
+
+    flags: int
+    partition: int
+    epoch: int
+    index: int
+    prev_crc: int
+    count: int
+    committed_upto: int
+    crc: int
+    payload: bytes
+    following: int
+
+    def frame(self) -> Frame:
+        """The frame that it is."""
+        records = msgpack.unpackb(self.payload, raw=False, use_list=True)
+        if len(records) != self.count:
+            raise _Bad(f"{len(records)} records where the header says {self.count}")
+        return Frame(self.epoch, self.crc, self.committed_upto, records, self.prev_crc)
+
+
+def _record_at(data: mmap | bytes, offset: int, log_id: int) -> _Record:
+    """The record at `offset`, under its CRCs."""
     if offset + HEADER.size > len(data):
         raise _Bad("half a header")
     fields = HEADER.unpack_from(data, offset)
@@ -95,26 +210,28 @@ def _take_record(data: mmap, offset: int, log_id: int, contents: StoreContents) 
     following: int = offset + HEADER.size + -(-size // 8) * 8
     if len(payload) != size or crc32(payload) != payload_crc or any(data[offset + HEADER.size + size : following]):
         raise _Bad("a damaged payload")
-    if flags == 0:
-        records = msgpack.unpackb(payload, raw=False, use_list=True)
-        if len(records) != count:
-            raise _Bad(f"{len(records)} records where the header says {count}")
-        _chain(contents, partition, index, prev_crc, Frame(epoch, own_crc, upto, records))
-    return following
+    return _Record(flags, partition, epoch, index, prev_crc, count, upto, own_crc, payload, following)
 
 
-def _chain(contents: StoreContents, partition: int, index: int, prev_crc: int, frame: Frame) -> None:
-    """Put the frame in its place."""
-    frames = contents.partitions.setdefault(partition, [])
-    where = f"partition {partition} frame {index} of epoch {frame.epoch}"
-    if not 0 < index <= len(frames) + 1:
-        raise _Bad(f"{where} after {len(frames)} frames")
-    if prev_crc != (frames[index - 2].crc if index > 1 else 0):
-        raise _Bad(f"{where} does not chain to the one before")
-    if index <= len(frames):
-        if frame.epoch <= frames[index - 1].epoch:
-            raise _Bad(f"{where} replaces one of epoch {frames[index - 1].epoch}")
-        if index <= contents.committed_upto(partition):
-            contents.damage.append(f"{where} replaces one that was said to be committed")
-        del frames[index - 1 :]
-    frames.append(frame)
+def _take_record(data: mmap, offset: int, log_id: int, contents: StoreContents) -> int:
+    """Take in the record at `offset`; where the next one begins."""
+    record = _record_at(data, offset, log_id)
+    if record.flags not in (FRAME, FENCE, JOIN, FILL):
+        return record.following
+    partition = record.partition
+    holding = contents.partitions.setdefault(partition, Holding())
+    where = f"partition {partition} frame {record.index} of epoch {record.epoch}"
+    if record.flags == FRAME:
+        holding.take(record.index, record.frame(), contents.damage, where)
+    elif record.flags == FILL:
+        inner = _record_at(record.payload, 0, log_id)
+        where = f"partition {partition} frame {inner.index} of epoch {inner.epoch}"
+        if (inner.flags, inner.partition) != (FRAME, partition):
+            raise _Bad(f"{where} of partition {inner.partition} was filled in")
+        holding.fill(inner.index, inner.frame(), contents.damage, where)
+    else:
+        holding.obey(record.epoch, contents.damage, f"partition {partition}")
+        if record.flags == JOIN:
+            _, _, _, first, crc, intervals = msgpack.unpackb(record.payload, raw=False, use_list=True)
+            holding.join(first, crc, intervals)
+    return record.following

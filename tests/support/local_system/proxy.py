@@ -1,4 +1,4 @@
-"""A bad network between clients and actors: it cuts connections, swallows acks, delays, and goes silent.
+"""A bad network between clients and actors, or a writer and its stores: it cuts connections, swallows acks, delays, is silent.
 
 Owns the sockets in between, in a thread of its own. It knows of the wire what it must to sit in the middle: where a
 frame ends, which ones are acks, and the answers that name addresses. These it rewrites, so that whoever comes in
@@ -28,7 +28,10 @@ CHUNK = 65_536
 class BadNetwork:
     """Use as a context manager. The switches may be turned at any time, from any thread."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, rewrites: bool = True) -> None:
+        """`rewrites`: whoever comes in through it meets every other actor through it, too."""
+        self._rewrites = rewrites
+        self.down = False  # nobody gets through: a new connection ends at once
         self.swallow_acks = False  # acks vanish; everything else arrives
         self.delay_s_max = 0.0  # each frame to a client arrives up to so much later
         self.acks_swallowed = 0
@@ -94,6 +97,9 @@ class BadNetwork:
 
     async def _serve(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = address.rpartition(":")
+        if self.down:
+            writer.transport.abort()
+            return
         self._writers.add(writer)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             up_reader, up_writer = await asyncio.open_connection(host, int(port))
@@ -126,7 +132,7 @@ class BadNetwork:
             if message[0] == ACKED and self.swallow_acks:
                 self.acks_swallowed += 1
                 continue
-            if message[0] == REPLY and isinstance(message[-1], dict) and "writers" in message[-1]:
+            if self._rewrites and message[0] == REPLY and isinstance(message[-1], dict) and "writers" in message[-1]:
                 await self._rewrite(message[-1])
                 payload = msgpack.packb(message)
                 prefix = PREFIX.pack(magic, version, zero, len(payload), crc32(payload))

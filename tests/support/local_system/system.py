@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,7 @@ class LocalSystem:
 
     def __init__(self, partitions: int, up_options: tuple[str, ...] = ()) -> None:
         self.partitions = partitions
+        self.copies = 3
         self._up_options = up_options
         self.root = directory_on_disk("trilogue-fault-")
         self.data = self.root / "data"
@@ -79,9 +81,9 @@ class LocalSystem:
             command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
         )
 
-    def up(self) -> None:
+    def up(self, *options: str) -> None:
         """`trilogue up`, on the same data every time."""
-        done = self.run("up", "--partitions", str(self.partitions), *self._up_options, timeout_s=UP_TIMEOUT_S)
+        done = self.run("up", "--partitions", str(self.partitions), *self._up_options, *options, timeout_s=UP_TIMEOUT_S)
         assert done.returncode == 0, f"trilogue up: {done.stdout}{done.stderr}"
         self._sessions.add(self.run_file()["ray"]["session_id"])
 
@@ -140,6 +142,34 @@ class LocalSystem:
         status = self.status()
         return bool(status) and healthy(status)
 
+    def lacks(self) -> str:
+        """What keeps each partition from having all of its log on all of its copies, in words; empty when nothing does."""
+        for partition in range(self.partitions):
+            owner = self.owner_of(partition)
+            if owner is None:
+                return f"partition {partition} is not served"
+            if len(owner["members"]) < self.copies:
+                return f"partition {partition} is on {owner['members']} only"
+            if len(owner["ranges"]) > 1:
+                return f"partition {partition} has not been filled up: its ranges are {owner['ranges']}"
+        return ""
+
+    def owner_of(self, partition: int) -> dict[str, Any] | None:
+        """What the SessionActor says of itself that serves the partition now; None if there is none."""
+        actors = self.status().get("actors", {}).values()
+        serving = [one for one in actors if one.get("partition") == partition and one.get("state") == "open"]
+        return max(serving, key=lambda one: int(one["epoch"]), default=None)
+
+    def acceptors(self) -> dict[str, str]:
+        """The acceptor of the register that each store that answers has now, by the store's name."""
+        actors = self.status().get("actors", {})
+        registers = {name: one["register"] for name, one in actors.items() if one.get("role") == "store"}
+        return {name: one["acceptor"] for name, one in registers.items() if isinstance(one, dict)}
+
+    def committed(self) -> list[int]:
+        """Up to which frame each partition is committed, as its owner says."""
+        return [int(one["committed"] or 0) for one in self.status().get("partitions", [])]
+
     def sessions_of(self, partition: int, count: int) -> list[str]:
         """The names of `count` sessions that this partition owns."""
         names = (f"room-{k}" for k in range(1_000_000))
@@ -172,6 +202,12 @@ class LocalSystem:
                     process.kill()
             psutil.wait_procs(found, COMMAND_TIMEOUT_S)
         return count
+
+    def delete_directory(self, store: str) -> None:
+        """A store's directory is there no more, in one instant."""
+        gone = self.root / f"deleted-{secrets.token_hex(4)}"
+        (self.data / store).rename(gone)
+        shutil.rmtree(gone)
 
     def end(self) -> None:
         """Everything is gone afterwards, whatever state it was in."""

@@ -355,7 +355,8 @@ async def test_a_malformed_answer_ends_that_connection_only() -> None:
     async with system() as (client, actor):
         await client.send("room", b"0")
         for nonsense in ([Say.ACKED, 1], [Say.ACKED, 1, 3, [["room"]]], [Say.REFUSED, "x", 5], [Say.OPEN, 0, None, 3, 1]):
-            [connection] = actor.server.connections
+            connection = actor.submitter
+            assert connection is not None
             connection.send(nonsense)
             await until(functools.partial(getattr, connection, "closed"), f"the connection's end after {nonsense}")
             assert (await client.send("room", b"again")).seq

@@ -93,6 +93,15 @@ def test_acks_that_come_early_or_again_tell_each_message_once_g5() -> None:
     assert seqs(callers) == [10, 11, 30, 40]
 
 
+def test_answers_for_later_messages_do_not_put_off_the_retry_of_the_first_one_g5_g11() -> None:
+    bench = Bench()
+    bench.post(b"1", b"2", b"3", b"4")
+    bench.submitted(now=0.0)
+    bench.ack(2, 1, 2, now=0.9)
+    assert bench.flow.overdue(1.0) is not None
+    assert [n for _, n, _ in bench.submitted(now=1.0)] == [1]
+
+
 def test_an_ack_for_what_was_never_submitted_ends_the_connection() -> None:
     bench = Bench()
     bench.post(b"1")

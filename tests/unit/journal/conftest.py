@@ -16,14 +16,17 @@ import pytest
 from trilogue.actors.journal import (
     Entry,
     FenceRecord,
+    FillRecord,
+    FrameFilled,
     FrameFound,
     IncarnationRaised,
+    JoinRecord,
     Journal,
     Position,
     open_identity,
 )
 from trilogue.actors.protocol.errors import Corrupt
-from trilogue.actors.protocol.frames import decode_frame, encode_frame
+from trilogue.actors.protocol.frames import Header, decode_frame, encode_frame, payload_of
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 
 LOG_ID = 0x1122334455667788
@@ -31,6 +34,7 @@ CLUSTER = "cluster-a"
 STORE = "ab" * 16
 
 Key = tuple[Any, ...]
+Appended = bytes | FenceRecord | JoinRecord | FillRecord
 Files = dict[str, bytes]
 
 
@@ -43,10 +47,15 @@ class Written(NamedTuple):
 
 def key_of(entry: Entry) -> Key:
     """What a replayed entry says, without where it lies."""
-    if isinstance(entry, FrameFound):
-        header = entry.header
-        return ("frame", header.partition, header.index, header.epoch, header.committed_upto, bytes(entry.payload))
+    if isinstance(entry, FrameFound | FrameFilled):
+        return _key_of_frame("frame" if isinstance(entry, FrameFound) else "filled", entry.header, entry.payload)
+    if isinstance(entry, JoinRecord):
+        return ("join", *entry)
     return ("incarnation" if isinstance(entry, IncarnationRaised) else "fence", *entry)
+
+
+def _key_of_frame(kind: str, header: Header, payload: bytes | memoryview) -> Key:
+    return (kind, header.partition, header.index, header.epoch, header.committed_upto, bytes(payload))
 
 
 class Store:
@@ -57,6 +66,7 @@ class Store:
         self.file_bytes = file_bytes
         self.book: list[Written] = []
         self.chains: dict[int, list[int]] = {}
+        self.bases: dict[int, tuple[int, int]] = {}  # partition -> the chain's first index, and the CRC before it
         self.journal: Journal | None = None
         self.found: list[FrameFound] = []
         self.error = ""
@@ -96,14 +106,15 @@ class Store:
     def frame(self, partition: int = 0, *, epoch: int = 1, committed: int = 0, body: bytes = b"body", index: int = 0) -> bytes:
         """The partition's next frame, or the one that supersedes `index`; the chain goes on behind it."""
         chain = self.chains.setdefault(partition, [])
+        base, base_prev = self.bases.get(partition, (1, 0))
         if index:
-            del chain[index - 1 :]
+            del chain[index - base :]
         data, crc = encode_frame(
             log_id=LOG_ID,
             partition=partition,
             epoch=epoch,
-            index=len(chain) + 1,
-            prev_crc=chain[-1] if chain else 0,
+            index=base + len(chain),
+            prev_crc=chain[-1] if chain else base_prev,
             count=1,
             committed_upto=committed,
             payload=body,
@@ -111,16 +122,25 @@ class Store:
         chain.append(crc)
         return data
 
-    def append(self, *entries: bytes | FenceRecord) -> list[Position]:
+    def join(self, partition: int, epoch: int, number: int, first: int, prev_crc: int, *kept: tuple[int, int]) -> JoinRecord:
+        """A join that begins a new chain; it goes on behind it."""
+        self.chains[partition] = []
+        self.bases[partition] = (first, prev_crc)
+        return JoinRecord(partition, epoch, f"writer-{epoch}", "127.0.0.1:9", number, first, prev_crc, kept)
+
+    def append(self, *entries: Appended) -> list[Position]:
         """Append, and write it in the book once it is durable."""
         positions = self.open_journal.append(entries)
         for entry, position in zip(entries, positions, strict=True):
             if isinstance(entry, FenceRecord):
                 key: Key = ("fence", *entry)
+            elif isinstance(entry, JoinRecord):
+                key = ("join", *entry)
             else:
-                header = decode_frame(entry, len(entry))
-                payload = entry[64 : 64 + header.payload_bytes]
-                key = ("frame", header.partition, header.index, header.epoch, header.committed_upto, payload)
+                filled = isinstance(entry, FillRecord)
+                frame = bytes(entry.frame) if isinstance(entry, FillRecord) else entry
+                header = decode_frame(frame, len(frame))
+                key = _key_of_frame("filled" if filled else "frame", header, payload_of(frame, header))
             self.book.append(Written(key, position))
         return positions
 
@@ -135,6 +155,38 @@ class Store:
         self.append(self.frame(0, epoch=2, index=3, committed=2, body=b"three"))
         self.append(self.frame(0, epoch=2, committed=3, body=b"four!!!!"), self.frame(1, committed=2, body=b""))
         self.append(self.frame(0, epoch=2, committed=4, body=b"five" * 9))
+
+    def fill_joined(self) -> None:
+        """A small journal of a store that was taken in late: joins, frames from a base on, and older ones filled in."""
+        log = [self.frame(0, committed=max(0, k - 2), body=b"older" + bytes([k])) for k in range(1, 5)]
+        self.append(FenceRecord(0, 1, "writer-1", "127.0.0.1:1"), FenceRecord(1, 1, "writer-b", "127.0.0.1:2"))
+        self.append(*log[:2])
+        self.append(log[2], self.frame(1, body=b"eins"))
+        self.append(self.frame(0, committed=1, index=4, body=b"junk"))
+        before = decode_frame(log[3], 1000).header_crc
+        self.append(self.join(0, 2, 1, 5, before, (3, 3)))
+        self.append(self.frame(0, epoch=2, committed=4, body=b"five"))
+        self.append(FillRecord(0, log[3]), self.frame(1, committed=1, body=b"zwei"))
+        self.append(self.frame(0, epoch=2, committed=5, body=b"six"))
+        self.append(FenceRecord(0, 3, "writer-3", "127.0.0.1:3"))
+        self.append(self.frame(0, epoch=3, committed=5, index=6, body=b"six, of epoch 3"))
+        self.append(self.join(0, 4, 3, 9, 99))
+        self.append(FillRecord(0, self.other_frame(0, 8, body=b"eight, that 9 names")))
+        self.append(self.frame(0, epoch=4, committed=8, body=b"nine"))
+        self.append(self.frame(0, epoch=4, committed=9, body=b"ten"), self.frame(1, committed=2, body=b"drei" * 5))
+
+    def other_frame(self, partition: int, index: int, *, epoch: int = 1, prev_crc: int = 5, body: bytes = b"") -> bytes:
+        """A frame that stands alone."""
+        return encode_frame(
+            log_id=LOG_ID,
+            partition=partition,
+            epoch=epoch,
+            index=index,
+            prev_crc=prev_crc,
+            count=1,
+            committed_upto=0,
+            payload=body,
+        )[0]
 
     def snapshot(self) -> Files:
         """Every file's bytes."""
@@ -174,8 +226,12 @@ class Store:
                 committed[key[1]] = max(committed.get(key[1], 0), key[4])
         got = [key for key in replayed if key[0] != "incarnation"]
         for partition in {key[1] for key in [*self.keys, *got]}:
-            mine = [key for key in self.keys if key[1] == partition]
-            have = [key for key in got if key[1] == partition]
+            # A filled frame is held in its place by nothing that follows: it may vanish with the old memberships.
+            mine = [key for key in self.keys if key[1] == partition and key[0] != "filled"]
+            have = [key for key in got if key[1] == partition and key[0] != "filled"]
+            filled = iter([key for key in self.keys if key[0] == "filled" and key[1] == partition])
+            in_order = all(key in filled for key in got if key[0] == "filled" and key[1] == partition)
+            assert in_order, "what is replayed was filled in, in this order"
             assert have == mine[: len(have)], "what is replayed was appended, in this order"
             for key in mine[len(have) :]:
                 proven = key[0] == "frame" and key[2] <= committed.get(partition, 0)
@@ -183,7 +239,12 @@ class Store:
 
     def lines_at(self, first: int, last: int) -> set[int]:
         """The lines of the book that have bytes in `first` … `last` of the first file."""
-        return {line for line, (_, (_, offset, size)) in enumerate(self.book) if offset <= last and first < offset + size}
+        return {line for line, (start, end) in enumerate(self.extents) if start <= last and first < end}
+
+    @property
+    def extents(self) -> list[tuple[int, int]]:
+        """Each line's first byte, and the first one behind it. A filled frame lies inside its record."""
+        return [(offset - 64 * (key[0] == "filled"), offset + size) for key, (_, offset, size) in self.book]
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +277,13 @@ def store(make_store: Callable[..., Store]) -> Store:
     made = make_store()
     made.open()
     return made
+
+
+@pytest.fixture
+def joined(store: Store) -> Store:
+    """A store that was taken in late, open."""
+    store.fill_joined()
+    return store
 
 
 @pytest.fixture

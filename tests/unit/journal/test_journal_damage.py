@@ -336,8 +336,8 @@ def test_judge_catches_a_scan_that_does_not_follow_the_chain(small: Store, monke
         return ""
 
     files = small.snapshot()
-    monkeypatch.setattr("trilogue.actors.journal.chain.Chain.problem", any_frame)
-    monkeypatch.setattr("trilogue.actors.journal.chain.Chain.take", lambda self, header: None)
+    monkeypatch.setattr("trilogue.actors.protocol.holdings.PartitionState.problem", any_frame)
+    monkeypatch.setattr("trilogue.actors.protocol.holdings.PartitionState.take", lambda self, header: None)
     _, start, size = small.book[2].position
     copy = files[FILE][start : start + size]
     with pytest.raises(AssertionError, match="what is replayed was appended"):

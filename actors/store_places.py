@@ -1,0 +1,111 @@
+"""Where the frames of one partition lie in a store's journal (design §5): those of its chain, and older ones below its base.
+
+Owns the places, and nothing else: which frames there are is decided by ``protocol.holdings``, and told here once it is on
+disk. It must not know what a frame holds. Rules:
+
+1. The store's event loop changes it, in the order in which the journal was written; any thread may ask.
+2. Whoever asks while the base moves gets the place of the frame that he asked for, or none: never another one's.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from threading import Lock
+
+from trilogue.actors.journal import Position
+from trilogue.actors.protocol.holdings import Interval, Row
+from trilogue.actors.protocol.invariants import require
+
+Places = Row[Position]
+
+
+class FramePlaces:
+    """The places of one partition's frames."""
+
+    def __init__(self) -> None:
+        self.base = 1
+        self.last_index = 0  # of the chain, on disk
+        self._chain: Places = Row([])
+        self._older: list[tuple[int, Places]] = []  # (the first index, …), in order
+        self._lock = Lock()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no frame at all."""
+        return not self._older and not len(self._chain)
+
+    def at(self, index: int) -> Position | None:
+        """Where the frame at `index` lies; nothing if it is not held."""
+        with self._lock:
+            first, places = self.base, self._chain
+            if index < first:
+                at = bisect_right(self._older, index, key=lambda piece: piece[0]) - 1
+                if at < 0:
+                    return None
+                first, places = self._older[at]
+            return places[index - first] if index < first + len(places) else None
+
+    def take(self, index: int, position: Position) -> None:
+        """A frame of the chain; it supersedes what stood there and after it."""
+        if index != self.last_index + 1:
+            require(self.base <= index <= self.last_index, "the place of frame {} is not its own", index)
+            with self._lock:
+                self._chain.cut(index - self.base)
+        self._chain.append(position)
+        self.last_index = index
+
+    def join(self, first: int, kept: list[Interval], base: int) -> None:
+        """The chain was cut, and begins at `first`; of what lies below, `kept` was. Then the chain reached down to `base`."""
+        with self._lock:
+            pieces = [*self._older, (self.base, self._chain)]
+            self._older = [
+                (start, places.part(start - at, min(end, at + len(places) - 1) - at + 1))
+                for at, places in pieces
+                for start, end in kept
+                if at <= start < at + len(places)
+            ]
+            require([(at, at + len(places) - 1) for at, places in self._older] == kept, "what was kept has no places")
+            self.base, self._chain, self.last_index = first, Row([]), first - 1
+            self._settle(base)
+
+    def fill(self, index: int, position: Position, base: int) -> None:
+        """A frame below the base; with it, the chain reaches down to `base`."""
+        with self._lock:
+            at = bisect_right(self._older, index, key=lambda piece: piece[0]) - 1
+            if at >= 0 and index < self._older[at][0] + len(self._older[at][1]):
+                first, places = self._older[at]
+                rests = [(first, places.part(0, index - first)), (index + 1, places.part(index - first + 1, len(places)))]
+                self._older[at : at + 1] = [rest for rest in rests if len(rest[1])]
+                at = bisect_right(self._older, index, key=lambda piece: piece[0]) - 1
+            if at >= 0 and index == self._older[at][0] + len(self._older[at][1]):
+                self._older[at][1].append(position)
+            else:
+                at += 1
+                self._older.insert(at, (index, Row([position])))
+            self._connect(at)
+            self._settle(base)
+
+    def _connect(self, at: int) -> None:
+        """Make the piece at `at` and the one behind it one, if they touch."""
+        if at + 1 == len(self._older):
+            return
+        (first, places), (behind_first, behind) = self._older[at], self._older[at + 1]
+        if first + len(places) != behind_first:
+            return
+        if len(places) < len(behind):
+            behind.put_before(places)
+            self._older[at : at + 2] = [(first, behind)]
+        else:
+            places.put_behind(behind)
+            del self._older[at + 1]
+
+    def _settle(self, base: int) -> None:
+        """Make what lies from `base` on part of the chain."""
+        while self.base > base:
+            first, places = self._older.pop()
+            require(first + len(places) == self.base, "frames below {} have no places", self.base)
+            if first < base:
+                self._older.append((first, places.part(0, base - first)))
+                first, places = base, places.part(base - first, len(places))
+            self._chain.put_before(places)
+            self.base = first

@@ -1,0 +1,113 @@
+"""Writes ``BUGS.md``: which planted bug is noticed as what, and after how many seeds. `make bugs` runs it.
+
+The first run of a bug is with the product's own invariants, as in production; the second without them, so that the judge alone
+has to find it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import simulated.bugs as planted
+from simulated.shrink import anomalies_of, kind_of
+
+TABLE = Path(__file__).with_name("BUGS.md")
+
+ALONE_SEEDS_MAX = 400
+
+HEAD = """\
+# Planted bugs, and what finds them
+
+Each bug takes one rule out of the product; the simulation plays the stories of one profile, from seed 0 on, until something is
+wrong. *Seeds* is how many stories that took, *at most* how many the test allows. *By the judge alone*: the same with the
+product's own invariants taken out (400 stories at most), so that only what clients, readers and the witness see can find it.
+The register's bugs have a simulation of their own (`test_register_simulation.py`).
+Made by `make bugs` (`tests/simulation/bug_table.py`); a test compares the names with the code.
+
+"""
+
+COLUMNS = """\
+| bug | what it does | profile | seeds (at most) | found as | by the judge alone |
+|---|---|---|---|---|---|
+"""
+
+
+class Found(NamedTuple):
+    """How many stories it took, and what was wrong then; 0: nothing was."""
+
+    seeds: int
+    anomaly: str
+
+    def __str__(self) -> str:
+        return f"{self.seeds}: {kind_of(self.anomaly)}" if self.seeds else "not found"
+
+
+def first_anomaly(name: str, without_invariants: bool = False) -> Found:
+    """Plays the bug's stories until one shows it. Leaves the bug planted: call it in a process of its own.
+
+    An exception is no merit of the net's: a patch may be at odds with what it was put into.
+    """
+    bug = planted.BUGS[name]
+    planted.plant(bug, setattr)
+    if without_invariants:
+        planted.take_out_invariants(setattr)
+    for seed in range(min(bug.seeds, ALONE_SEEDS_MAX) if without_invariants else bug.seeds):
+        if (found := anomalies_of(seed, bug.profile)) and kind_of(found[0]) != "crash":
+            return Found(seed + 1, found[0])
+    return Found(0, "")
+
+
+def row(name: str, found: Found, alone: Found) -> str:
+    """One line of the table."""
+    bug = planted.BUGS[name]
+    what = bug.what + (" (in the glue)" if bug.glue else "")
+    seeds = f"{found.seeds or '**none**'} ({bug.seeds})"
+    return f"| `{name}` | {what} | {bug.profile} | {seeds} | {kind_of(found.anomaly)} | {alone} |"
+
+
+def table(rows: dict[str, str]) -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for title, names in (
+        ("The log's model's twenty", planted.LOG_MODEL),
+        ("Of stores, sequencer, client and readers", planted.OWN),
+    ):
+        parts.append(f"## {title}\n\n{COLUMNS}" + "\n".join(rows[name] for name in names) + "\n\n")
+    absent = "\n".join(f"- `{name}`: {why}." for name, why in planted.ABSENT.items())
+    return "".join(parts) + f"Not planted:\n\n{absent}\n"
+
+
+def rows_of(page: str) -> dict[str, str]:
+    """The rows of a page that was made before."""
+    return {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+
+
+def main() -> int:
+    """0: all were found; 1: some were not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="BUG", help="these alone; the other rows stay (default: all)")
+    parser.add_argument("--processes", type=int, default=2)
+    asked = parser.parse_args()
+    names = asked.names or list(planted.BUGS)
+    rows = rows_of(TABLE.read_text()) if asked.names and TABLE.exists() else {}
+    missing = []
+    with ProcessPoolExecutor(asked.processes, max_tasks_per_child=1) as pool:
+        runs = [(pool.submit(first_anomaly, name), pool.submit(first_anomaly, name, True)) for name in names]
+        for name, (first, second) in zip(names, runs, strict=True):
+            found, alone = first.result(), second.result()
+            rows[name] = row(name, found, alone)
+            print(rows[name], flush=True)
+            missing += [name] if not found.seeds else []
+    TABLE.write_text(table({**dict.fromkeys(planted.BUGS, ""), **rows}))
+    print(f"{len(names)} bugs, not found: {', '.join(missing) or 'none'}; see {TABLE}")
+    return int(bool(missing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The register under lost, late and repeated messages, crashes, an emptied directory and moves of its charter, from one seed.
+
+Every planted bug must be noticed within its seeds: a net that no bug was ever caught in proves nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+from simulated.register_judge import Judge
+from simulated.register_world import World
+
+from trilogue.actors.protocol.register import charter as charters
+from trilogue.actors.protocol.register import proposal as proposals
+from trilogue.actors.protocol.register import votes
+from trilogue.actors.protocol.register.proposal import CompareAndSet, NotInForce, Proposal, Settled
+from trilogue.actors.protocol.register.votes import Ballot, Ballots, Cell, Vote
+
+CHUNKS, CHUNK_SEEDS = 4, 500
+
+
+class Bug(NamedTuple):
+    """`patches` are put in place; an anomaly must show within the first `seeds` seeds."""
+
+    patches: list[tuple[Any, str, Any]]
+    seeds: int
+
+
+def _tie_is_a_promise(cell: Cell, ballot: Ballot) -> tuple[Cell | None, Vote]:
+    if ballot < cell.promised or ballot == votes.NO_BALLOT:
+        return None, Vote(False, *cell)
+    return cell._replace(promised=ballot), Vote(True, ballot, cell.accepted, cell.value)
+
+
+def _same_ballots(self: Any) -> Ballot:
+    self._n += 1
+    return Ballot(self._n, "p")
+
+
+def _promise_is_not_kept(cell: Cell, ballot: Ballot, prepare: Any = votes.prepare) -> tuple[Cell | None, Vote]:
+    return None, prepare(cell, ballot)[1]
+
+
+def _silence_is_no(self: Any, again: Any = Proposal._again) -> list[Any]:
+    self._phase = proposals._Phase.OVER
+    if isinstance(self._operation, CompareAndSet):
+        return [Settled(NotInForce(-1, None, False))]
+    effects: list[Any] = again(self)
+    return effects
+
+
+def _retry_says_no(self: Any, version: int, data: bytes | None) -> NotInForce:
+    return NotInForce(version, data, False)
+
+
+def _one_voice_is_in_force(self: Any, old: Any, new: Any, then: Any, in_force: bool, propose: Any = Proposal._propose) -> Any:
+    return propose(self, old, new, then, in_force or self._phase is proposals._Phase.LOOK)
+
+
+BUGS = {
+    "old_charter_ok": Bug([(proposals, "_marked", lambda value: value)], 40),
+    "ballot_reuse": Bug([(votes, "prepare", _tie_is_a_promise), (Ballots, "draw", _same_ballots)], 60),
+    "amnesia": Bug([(charters, "takes_part", lambda *_: True)], 40),
+    "promise_unsynced": Bug([(votes, "prepare", _promise_is_not_kept)], 60),
+    "timeout_is_no": Bug([(Proposal, "_again", _silence_is_no)], 20),
+    "retry_says_no": Bug([(Proposal, "_not_in_force", _retry_says_no)], 150),
+    "one_voice_is_in_force": Bug([(Proposal, "_propose", _one_voice_is_in_force)], 60),
+}
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_no_schedule_breaks_the_register_G2_G11(chunk: int) -> None:
+    seeds = range(chunk * CHUNK_SEEDS, (chunk + 1) * CHUNK_SEEDS)
+    assert [f"seed {seed}: {anomaly}" for seed in seeds for anomaly in World(seed).play()[:1]] == []
+
+
+def test_schedules_are_as_bad_as_they_claim() -> None:
+    done = refused = reads = moves = charters_seen = 0
+    for seed in range(80):
+        world = World(seed)
+        world.play()
+        judge = world.judge
+        done, refused, reads, moves = done + judge.done, refused + judge.refused, reads + judge.reads, moves + judge.moves
+        charters_seen += len(judge.charters)
+    assert min(done, refused, reads) > 100
+    assert moves > 50
+    assert charters_seen > 100
+
+
+def test_same_seed_makes_the_same_schedule() -> None:
+    first, second = World(5), World(5)
+    first.play()
+    second.play()
+    assert first.judge.votes == second.judge.votes
+    assert first.judge.votes
+
+
+def first_anomaly(bug: Bug) -> str:
+    return next((f"seed {seed}: {found[0]}" for seed in range(bug.seeds) if (found := World(seed).play())), "")
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_planted_bug_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (votes, charters, proposals):  # by the judge alone
+        monkeypatch.setattr(module, "require", lambda *_: None)
+    for owner, attribute, replacement in BUGS[name].patches:
+        monkeypatch.setattr(owner, attribute, replacement)
+    assert first_anomaly(BUGS[name]), f"{name!r} was not noticed in {BUGS[name].seeds} seeds"
+
+
+# ---------------------------------------------------------------------- the judge itself
+
+B1, B2 = (1, "p"), (2, "q")
+
+
+def judged(*facts: tuple[Any, ...]) -> str:
+    judge = Judge({"a", "b", "c"})
+    for kind, *parts in facts:
+        getattr(judge, kind)(*parts)
+    return judge.anomalies[0] if judge.anomalies else ""
+
+
+def in_force(key: str, version: int, data: bytes, ballot: Any = B1, number: int = 1) -> list[tuple[Any, ...]]:
+    return [("accepted", acceptor, number, key, ballot, (version, data, False)) for acceptor in "ab"]
+
+
+def test_judge_finds_nothing_in_a_good_history() -> None:
+    told = [("found", "x", 1, b"d", 1), ("set", "x", 0, b"d", 1), ("not_in_force", "x", 0, b"e", 1, b"d", False, 0)]
+    assert judged(*in_force("x", 1, b"d"), *told) == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "facts"),
+    [
+        ("two values", [("accepted", "a", 1, "x", B1, (1, b"d", False)), ("accepted", "b", 1, "x", B1, (1, b"e", False))]),
+        ("is both", [*in_force("x", 1, b"d"), *in_force("x", 1, b"e", B2)]),
+        ("without a majority", [("accepted", "a", 1, "x", B1, (1, b"d", False)), ("set", "x", 0, b"d", 1)]),
+        ("without a majority", [*in_force("x", 1, b"d", number=2), ("set", "x", 0, b"d", 1)]),
+        ("never in force", [("found", "x", 1, b"d", 0)]),
+        ("had been in force before", [*in_force("x", 1, b"d"), ("found", "x", 0, None, 1)]),
+        ("never done, and is there", [("said_never", b"d"), *in_force("x", 1, b"d")]),
+        ("never done, and had been", [*in_force("x", 1, b"d"), ("said_never", b"d")]),
+        ("which is in force", [*in_force("x", 1, b"d"), ("not_in_force", "x", 1, b"e", 1, b"d", True, 1)]),
+    ],
+)
+def test_judge_finds_each_kind_of_anomaly(what: str, facts: list[tuple[Any, ...]]) -> None:
+    assert what in judged(*facts)

@@ -297,8 +297,9 @@ class ReplicatedLog:
                 await mend(self.partition, machine.epoch, self.writer, dict(self._links.by_key))
 
     async def _ping(self, machine: PartitionWriter, key: str) -> None:
+        warm = self._log is not None and self._log.whole[:1] == [key]  # a taker asks this one for the sessions
         try:
-            answer = await self._links.by_key[key].request(Say.INSPECT, self.partition, machine.epoch, self.writer)
+            answer = await self._links.by_key[key].request(Say.INSPECT, self.partition, machine.epoch, self.writer, warm)
         except (Unavailable, Refused, KeyError):
             return
         view = StoreView(*answer)

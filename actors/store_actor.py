@@ -300,7 +300,7 @@ class StoreActor:
             connection.reply(request, self._route())
         elif say == Say.PARTITIONS:
             connection.reply(request, sorted(partition for partition, places in self._places.items() if not places.empty))
-        elif say == Say.INSPECT and len(arguments) in (1, 3) and arguments[0] in range(self._partitions):
+        elif say == Say.INSPECT and len(arguments) in (1, 4) and arguments[0] in range(self._partitions):
             self._on_inspect(connection, request, *arguments)
         elif say == Say.HEARD and len(arguments) == 1 and arguments[0] in range(self._partitions):
             connection.reply(request, self._heard_of(arguments[0]))
@@ -337,10 +337,11 @@ class StoreActor:
                     return
         raise ProtocolError("a repair of unknown shape")
 
-    def _on_inspect(self, connection: Connection, request: int, partition: int, epoch: int = 0, writer: str = "") -> None:
-        if self._state.partition(partition).obeys(epoch, writer):
-            self._heard[partition] = (connection, self._loop.time())
-        connection.reply(request, list(self._state.view(partition)))
+    def _on_inspect(self, link: Connection, request: int, partition: int, epoch: int = 0, writer: str = "", *warm: Any) -> None:
+        if self._reader is not None and self._state.partition(partition).obeys(epoch, writer):
+            self._heard[partition] = (link, self._loop.time())
+            self._reader.keep_warm(partition, any(warm))
+        link.reply(request, list(self._state.view(partition)))
 
     def _heard_of(self, partition: int) -> list[int]:
         """[epoch, for how many ms its writer was not heard]; -1: it has no connection here, or was never heard."""

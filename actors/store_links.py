@@ -22,7 +22,7 @@ from trilogue.actors.pump import spawn
 from trilogue.actors.wire import Connection, OnMessage, Refused, connect
 
 RECONNECT_S = 0.1
-ASK_AGAIN_ATTEMPTS = 16
+ASK_AGAIN_ATTEMPTS = 32
 """A store that was restarted has its former address, as a rule, and is there before Ray's directory knows it."""
 
 

@@ -25,7 +25,8 @@ Numbers are never given a second meaning.
                    SUBSCRIBE  [id, subscription, session, after or None, credit]        -> after
                    CREDIT     [subscription, messages]                                  that many more may come
                    UNSUBSCRIBE [subscription]
-    SessionActor   INSPECT    [id, partition]                                           -> a StoreView as an array
+    SessionActor   INSPECT    [id, partition] or                                        -> a StoreView as an array; the
+                              [id, partition, epoch, writer, warm]                         writer says that it is there
      to store      FENCE      [id, partition, epoch, writer, address]                   -> a FenceAnswer as an array
                    APPEND     [partition, epoch, writer, [frame …]]                     one-way; answered by:
      store to it   STORED     [partition, epoch, index, crc]                            all up to index is on this disk

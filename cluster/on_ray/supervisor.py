@@ -31,6 +31,9 @@ from trilogue.cluster.settings.runfile import read_run_file
 
 LOOK_AGAIN_S: Final = 0.3
 CREATE_AGAIN_S: Final = 2.0
+HURRY_S: Final = 0.05
+ASK_AGAIN_ATTEMPTS: Final = 64
+"""A restarted actor has its former address, as a rule, and is there before Ray answers for it."""
 
 
 class Watched:
@@ -111,17 +114,24 @@ class Supervisor:
         one = self._watched[name]
         loop = asyncio.get_running_loop()
         created = 0.0
+        attempt = 0
         while True:
             lost: asyncio.Future[str] = loop.create_future()
+            attempt += 1
+            by_name = not one.address or attempt % ASK_AGAIN_ATTEMPTS == 0
             try:
-                one.connection = await self._connect(name, lost)
+                one.connection = await self._connect(name, lost, by_name)
             except (TrilogueError, Refused) as error:
                 one.state = str(error)
+                if not by_name:
+                    await asyncio.sleep(HURRY_S)
+                    continue
                 if loop.time() - created > CREATE_AGAIN_S:
                     created = loop.time()
                     await self._ensure(name, one)
                 await asyncio.sleep(LOOK_AGAIN_S)
                 continue
+            attempt = 0
             one.state = "connected"
             self._orders.connected(name, one.connection)
             self._keeper.connected()
@@ -132,13 +142,13 @@ class Supervisor:
     def _connection_to(self, name: str) -> Connection | None:
         return self._watched[name].connection if name in self._watched else None
 
-    async def _connect(self, name: str, lost: asyncio.Future[str]) -> Connection:
+    async def _connect(self, name: str, lost: asyncio.Future[str], by_name: bool) -> Connection:
         def on_closed(_: Connection, reason: str) -> None:
             self._orders.lost(name)
             if not lost.done():
                 lost.set_result(reason)
 
-        address = await self._book.address_of(name)
+        address = await self._book.address_of(name) if by_name else self._watched[name].address
         connection = await connect(address, self._desired.token, on_message=_ignore, on_closed=on_closed)
         if connection.peer_info.get("name") != name:
             connection.close()

@@ -201,11 +201,11 @@ def test_g11_store_says_how_long_it_has_not_heard_the_writer(run: Callable[[Scen
         assert (epoch, silent_ms < 1000) == (2, True)
         store._heard[0] = (store._heard[0][0], store._loop.time() - 5)
         await spare.request(Say.INSPECT, 0)
-        await spare.request(Say.INSPECT, 0, 2, "another")
+        await spare.request(Say.INSPECT, 0, 2, "another", False)
         with pytest.raises(Refused):
             await spare.request(Say.FENCE, 0, 1, "another", "h:1")
         assert 5000 <= (await spare.request(Say.HEARD, 0))[1] < 20_000, "what others say is not the writer's voice"
-        assert await writer.request(Say.INSPECT, 0, 2, "w") == [2, 0]
+        assert await writer.request(Say.INSPECT, 0, 2, "w", True) == [2, 0]
         assert 0 <= (await spare.request(Say.HEARD, 0))[1] < 1000
         store._heard[0] = (store._heard[0][0], store._loop.time() - 5)
         writer.send([Say.APPEND, 0, 2, "w", LOG[:1]])

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +97,8 @@ def soak(first: int, seeds: int | None, minutes: float | None, processes: int) -
                 if time.monotonic() - said > SAY_EVERY_S:
                     said = time.monotonic()
                     print(f"{played} stories, {failed} broke a promise, {said - began:.0f} s", flush=True)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenProcessPool) as stopped:
+            print(f"stopped: {type(stopped).__name__}", flush=True)
             for future in running:
                 future.cancel()
     print(report(played, covered, failed, time.monotonic() - began))

@@ -167,8 +167,10 @@ class Faults(Clockwork):
 
     def tear_all_stores(self) -> None:
         """A power cut: the ends of all journals are torn. Nothing that was synced is lost, and no store can tell that."""
-        if self.register.value is None:
-            return
+        if not all(self.disks[member.name].uuid == member.store for members in self._ranges() for member in members):
+            return  # one was emptied: with nobody certain left, the others would wait for it for ever
+        if any(one.machine is not None and one.log is not None and not one.machine.recovered for one in self.owners):
+            return  # a writer that has a tail in hand waits for a member that is certain: none will come (G11 asks for one)
         for store in self.stores.values():
             if store.alive:
                 store.kill()
@@ -236,13 +238,16 @@ class Faults(Clockwork):
 
     def may_damage(self, name: str) -> bool:
         """Whether in every range that is declared, or is being declared, another member has lost nothing (G2)."""
+        if self.register.value is None:
+            return False
+        return all(any(m.name != name and self._is_intact(m) for m in members) for members in self._ranges())
+
+    def _ranges(self) -> list[Any]:
+        """The members of each range that is declared, or is being declared."""
         records = [self.register.value, *self.register.asked]
         logs = [session.log for session in self.owners if session.log is not None]
         ranges = [one.members for record in [*records, *(log.record for log in logs)] if record for one in record.ranges]
-        ranges += [log._change.members for log in logs if log._change is not None]
-        if self.register.value is None:
-            return False
-        return all(any(m.name != name and self._is_intact(m) for m in members) for members in ranges)
+        return ranges + [log._change.members for log in logs if log._change is not None]
 
     def _is_intact(self, member: Any) -> bool:
         disk = self.disks[member.name]

@@ -88,7 +88,6 @@ class LogWriter:
         self.open_at = self.last_index
         self.has_room = len(tail) < limits.frames_in_flight_max  # whether another frame may be proposed now
         self.connected: tuple[str, ...] = ()  # to whom frames are sent: fenced members, and who has joined
-        self.changes = 0
         self.changing = False  # whether an answer of a store may let a change go on
         self._log_id, self._partition, self._limits, self._wish = log_id, partition, limits, wish
         self._last_crc = tail[-1].crc if tail else committed_crc
@@ -403,7 +402,6 @@ class LogWriter:
         require(record is not None, "a compare-and-set is settled that was never asked for")
         assert record is not None
         self.record, self.version = record, event.version
-        self.changes += change is not None
         inside = {member.key for member in self.members}
         for key in [key for key in self._votes if key not in inside]:
             del self._votes[key]

@@ -474,7 +474,7 @@ def test_newer_charter_is_turned_to_at_the_next_round() -> None:
     talk.charters.learn(SECOND)
     talk.cells[2, "k", A] = talk.cells[2, "k", B] = held(Value(0, b"", False))
     assert talk.rounds(A, B) == Set(1)
-    assert talk.machine.charter_number == 2
+    assert talk.machine._here == 2
     assert (1, "k", A) not in talk.cells
 
 

@@ -153,11 +153,6 @@ class Proposal:
         self._then: Outcome | None = None
         self._enter(pinned)
 
-    @property
-    def charter_number(self) -> int:
-        """The charter that is being asked."""
-        return self._here
-
     def start(self) -> list[Effect]:
         """Begin a round. What was asked before is void: an answer to it is not looked at."""
         require(self._phase is not _Phase.OVER, "an operation that is over does not begin again")

@@ -45,6 +45,23 @@ class FramePlaces:
                 first, places = self._older[at]
             return places[index - first] if index < first + len(places) else None
 
+    def row(self, first: int, last: int, bytes_max: int) -> list[Position]:
+        """Where the frames from `first` on lie, up to `last`, as far as they lie one behind the other: about `bytes_max`."""
+        found: list[Position] = []
+        with self._lock:
+            at = first - self.base
+            if not 0 <= at < len(self._chain):
+                return []
+            end = 0
+            for k in range(at, min(at + last - first + 1, len(self._chain))):
+                position = self._chain[k]
+                file, offset, size = position
+                if found and (file != found[0].file or offset != end or end - found[0].offset >= bytes_max):
+                    break
+                found.append(position)
+                end = offset + size
+        return found
+
     def take(self, index: int, position: Position) -> None:
         """A frame of the chain; it supersedes what stood there and after it."""
         if index != self.last_index + 1:

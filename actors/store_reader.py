@@ -17,6 +17,7 @@ the journal, the places of what is on disk and, for each partition, what is know
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,6 +34,8 @@ from trilogue.actors.store_places import FramePlaces
 READS = (Say.FRAMES, Say.SESSIONS, Say.RUNS, Say.RECALL)
 SLICE_S = 0.001
 """How long the thread works on indexes before others may have it: an append that comes meanwhile waits for it."""
+SLICE_FRAMES = 64
+READ_AHEAD_BYTES = 256 * 1024
 RESTS_WHILE_BUSY = 3
 """How many times as long as a slice it rests after it while the store writes: a quarter of the time is its share."""
 QUIET_S = 0.25
@@ -129,8 +132,25 @@ class StoreReader:
         while index.upto < upto:
             if monotonic() >= deadline:
                 return True
-            index.catch_up(index.upto + 1, lambda i: self._frame(partition, i))
+            last = min(upto, index.upto + SLICE_FRAMES)
+            index.catch_up(last, self._frames_ahead(partition, last))
         return False
+
+    def _frames_ahead(self, partition: int, upto: int) -> Callable[[int], bytes]:
+        """`_frame` for frames up to `upto` in their order: those that lie in a row are read at once (a tenth of the time)."""
+        ahead: dict[int, bytes] = {}
+        read_upto = 0
+
+        def frame(index: int) -> bytes:
+            nonlocal read_upto
+            if index > read_upto and (row := self._places[partition].row(index, upto, READ_AHEAD_BYTES)):
+                read_upto = index + len(row) - 1
+                # If one of them went bad, each is read alone, and `_frame` says so of the right one.
+                with contextlib.suppress(Corrupt):
+                    ahead.update(enumerate(self._journal.read_row(row), index))
+            return ahead.pop(index, None) or self._frame(partition, index)
+
+        return frame
 
     def _index(self, partition: int, upto: int) -> StoreIndex:
         """The partition's index, with every frame up to `upto`, which its writer vouches for."""
@@ -140,7 +160,7 @@ class StoreReader:
         if upto > (places.last_index if places is not None else 0):
             raise Unavailable(f"this store does not hold frame {upto} of partition {partition} yet: ask again")
         index = self._indexes.setdefault(partition, StoreIndex())
-        index.catch_up(upto, lambda i: self._frame(partition, i))
+        index.catch_up(upto, self._frames_ahead(partition, upto))
         return index
 
     def _frame(self, partition: int, index: int) -> bytes:

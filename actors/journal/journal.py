@@ -145,15 +145,26 @@ class Journal:
 
         Raises `Corrupt` if the disk does not give back what was stored there.
         """
-        path = file_path(self.directory, position.file)
-        data = self._read(path, position.offset, position.size)
-        try:
-            header = decode_frame(data, position.size)
-        except ProtocolError as error:
-            raise corrupt(path, position.offset, str(error)) from None
-        if header.log_id != self.identity.log_id or header.flags:
-            raise corrupt(path, position.offset, "another record lies where a frame was stored")
-        return data
+        return self.read_row([position])[0]
+
+    def read_row(self, positions: Sequence[Position]) -> list[bytes]:
+        """As `read`, for frames that lie one behind the other (`behind`), with one read of the disk."""
+        number, start, _ = positions[0]
+        _, last, size = positions[-1]
+        path = file_path(self.directory, number)
+        data = self._read(path, start, last + size - start)
+        frames = []
+        for position in positions:
+            at = position.offset - start
+            frame = data[at : at + position.size]
+            try:
+                header = decode_frame(frame, position.size)
+            except ProtocolError as error:
+                raise corrupt(path, position.offset, str(error)) from None
+            if header.log_id != self.identity.log_id or header.flags:
+                raise corrupt(path, position.offset, "another record lies where a frame was stored")
+            frames.append(frame)
+        return frames
 
     def read_part(self, position: Position, offset: int, size: int, crc: int) -> bytes:
         """`size` bytes at `offset` in the frame at `position`, checked against the CRC that they had in the verified frame.

@@ -85,6 +85,10 @@ class Skip(NamedTuple):
 
 Record = Run | Skip
 
+_RUN_TYPES = [int, str, str, int, int, int, list, list]
+_SKIP_TYPES = [int, str, str, int, int]
+_new = tuple.__new__
+
 pack_records: Callable[[list[Any]], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 """The payload of a frame. Records are `Run` and `Skip` tuples (or plain sequences of the same shape)."""
 
@@ -102,13 +106,14 @@ def unpack_records(payload: bytes | memoryview) -> list[Record]:
 
 def unpack_record(item: Any) -> Record:
     """A record out of its array; raises `ProtocolError` for an unknown shape."""
-    match item:
-        case [1, str(), str(), int(first_n), int(first_seq), int(), list(sent_at_us), list(bodies)]:
-            if first_n > 0 and first_seq > 0 and bodies and len(sent_at_us) == len(bodies):
-                return Run._make(item)
-        case [2, str(), str(), int(n), int()]:
-            if n > 0:
-                return Skip._make(item)
+    # No `match`: in Python 3.11 each `int(…)` or `str(…)` of a pattern costs 0.6 µs, and an index reads millions.
+    if type(item) is list and item:
+        types = [*map(type, item)]
+        if types == _RUN_TYPES and item[0] == RUN:
+            if item[3] > 0 and item[4] > 0 and item[7] and len(item[6]) == len(item[7]):
+                return _new(Run, item)
+        elif types == _SKIP_TYPES and item[0] == SKIP and item[3] > 0:
+            return _new(Skip, item)
     raise ProtocolError(f"a record of unknown shape in a frame: kind {item[:1] if isinstance(item, list) else item!r}")
 
 

@@ -88,6 +88,10 @@ def test_a_process_that_is_no_ray_actor_gets_no_signal(monkeypatch: pytest.Monke
 
 def test_a_strike_reads_the_clock_before_and_after_the_signal() -> None:
     victim = subprocess.Popen(["ray::not", "60"], executable="/bin/sleep")
+    named = Path(f"/proc/{victim.pid}/cmdline")
+    until = failover.time.monotonic() + 10
+    while not named.read_bytes():  # a process has no command line for a moment after it was replaced by another program
+        assert failover.time.monotonic() < until
     began = failover.time.monotonic_ns()
     fault = failover._strike(Victim("session-0", victim.pid, [2], 9), signal.SIGKILL)
     ended = failover.time.monotonic_ns()

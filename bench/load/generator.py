@@ -119,9 +119,8 @@ async def carry_out(job: Job, pulse: Pulse) -> Report:
     )
 
 
-async def carry_on(job: Job, pulse: Pulse, steady: Steady) -> Report:
+async def carry_on(job: Job, pulse: Pulse, steady: Steady, ending: asyncio.Future[Ending]) -> Report:
     """Send while the driver hurts the system, until it says that this is over; read back, judge."""
-    ending = await _ending_to_come()
     async with Client(sender=SENDER, outbox=None, address=job.address, token=job.token) as client:
         meter = CpuMeter(job.pids)
         pulse.enter("sending", 0)
@@ -210,12 +209,14 @@ def _all_acked(futures: Sequence[asyncio.Future[Ack]]) -> list[Ack]:
     return [future.result() for future in futures]
 
 
-async def _tick(pulse: Pulse, steady: Steady | None) -> None:
-    """Say where the work is; raise `Unavailable` when it has stood still for `STALL_S`."""
+async def _tick(pulse: Pulse, steady: Steady | None, ending: asyncio.Future[Ending] | None) -> None:
+    """Say where the work is; raise `Unavailable` when it has stood still for `STALL_S`, or when nobody hears it."""
     clock = time.monotonic
     seen, since = (pulse.phase, pulse.done, pulse.acks), clock()
     while True:
         await asyncio.sleep(TICK_S)
+        if ending is not None and ending.done():
+            ending.result()
         acked_upto_ns = steady.watch.acked_upto_ns if steady is not None else []
         say(Saying(phase=pulse.phase, done=pulse.done, total=pulse.total, acked_upto_ns=acked_upto_ns))
         now = (pulse.phase, pulse.done, pulse.acks)
@@ -232,8 +233,11 @@ async def run(job: Job) -> Report:
     """Carry out the job while somebody watches it."""
     pulse = Pulse()
     steady = Steady(job, pulse) if job.kind == "failover" else None
-    work = asyncio.create_task(carry_out(job, pulse) if steady is None else carry_on(job, pulse, steady))
-    watch = asyncio.create_task(_tick(pulse, steady))
+    ending = await _ending_to_come() if steady is not None else None
+    work = asyncio.create_task(
+        carry_out(job, pulse) if steady is None or ending is None else carry_on(job, pulse, steady, ending)
+    )
+    watch = asyncio.create_task(_tick(pulse, steady, ending))
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():

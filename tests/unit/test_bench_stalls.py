@@ -209,14 +209,9 @@ def carried_on(monkeypatch: pytest.MonkeyPatch, system: FakeSystem) -> Report:
 
     async def run() -> Report:
         ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-
-        async def to_come() -> asyncio.Future[Ending]:
-            return ending
-
-        monkeypatch.setattr(generator, "_ending_to_come", to_come)
         monkeypatch.setattr(generator, "Client", system.client)
         load = Steady(JOB, Pulse())
-        work = asyncio.create_task(generator.carry_on(JOB, Pulse(), load))
+        work = asyncio.create_task(generator.carry_on(JOB, Pulse(), load, ending))
         await until(lambda: load.messages >= 50)
         before_ns = time.monotonic_ns()
         system.stalled, held = [], load.messages

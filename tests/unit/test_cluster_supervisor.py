@@ -92,6 +92,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "settle_process", lambda: None)
     monkeypatch.setattr(module, "LOOK_AGAIN_S", 0.001)
     monkeypatch.setattr(module, "CREATE_AGAIN_S", 0.001)
+    monkeypatch.setattr(module, "HURRY_S", 0.001)
 
 
 def desired(run_files: tuple[str, ...] = ()) -> Desired:

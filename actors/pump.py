@@ -7,18 +7,22 @@ ended here; after an exception inside a method it would let the actor go on serv
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Coroutine
-from typing import Any, NoReturn
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, TypeVarTuple
+
+from trilogue.actors.protocol.errors import ProtocolError
 
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 70
 THREAD_SWITCH_S = 0.0005
+Arguments = TypeVarTuple("Arguments")
 _tasks: set[asyncio.Task[Any]] = set()
 
 
@@ -28,22 +32,20 @@ def end_process(reason: str) -> NoReturn:
     os._exit(EXIT_CODE)
 
 
-def end_on_bugs() -> None:
-    """From now on an exception in a callback of this loop ends the process: a message that was taken, a timer, a connection.
+def guarded(function: Callable[[*Arguments], None]) -> Callable[[*Arguments], None]:
+    """`function`, ending the process on any exception but `ProtocolError`, which is the peer's fault."""
 
-    `ProtocolError` never comes here: `wire` answers for what a peer did wrong. Nor does the network end a process.
-    """
-    asyncio.get_running_loop().set_exception_handler(_on_exception)
+    @functools.wraps(function)
+    def run(*args: *Arguments) -> None:
+        try:
+            function(*args)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            end_process(f"{type(error).__name__}: {error}")
 
-
-def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    error = context.get("exception")
-    ours = "handle" in context or ("protocol" in context and not isinstance(error, OSError))
-    if error is None or not ours:
-        loop.default_exception_handler(context)
-        return
-    traceback.print_exception(error)
-    end_process(f"{type(error).__name__}: {error}")
+    return run
 
 
 def spawn(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -41,7 +41,7 @@ from trilogue.actors.protocol.replication import (
 )
 from trilogue.actors.protocol.vocabulary import APPEND, STORED, Code, Say, StoreView
 from trilogue.actors.protocol.writer import PartitionWriter, Recovered
-from trilogue.actors.pump import end_process, spawn
+from trilogue.actors.pump import end_process, guarded, spawn
 from trilogue.actors.register_client import RegisterClient
 from trilogue.actors.store_links import StoreLinks
 from trilogue.actors.where import where
@@ -78,7 +78,7 @@ class ReplicatedLog:
     def __init__(self, config: SessionConfig, book: AddressBook, owner: LogOwner, own_address: Callable[[], str]) -> None:
         self._config, self._owner, self._own_address = config, owner, own_address
         self._limits = config.limits
-        self._links = StoreLinks(config, book, self._message, self._up, self._lost)
+        self._links = StoreLinks(config, book, guarded(self._message), self._up, self._lost)
         self._register = RegisterClient(
             config.stores[:CHARTER_STORES], self._links.by_name, config.limits, others=lambda: config.stores
         )

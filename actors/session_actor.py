@@ -44,7 +44,7 @@ from trilogue.actors.protocol.subscriptions import (
 )
 from trilogue.actors.protocol.subscriptions import Effect as SubscriptionEffect
 from trilogue.actors.protocol.vocabulary import ACKED, SUBMIT, Code, Say
-from trilogue.actors.pump import end_on_bugs, end_process, settle_process, spawn
+from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.replicated_log import ReplicatedLog
 from trilogue.actors.server import Server, answer_later, listen_preferring
 from trilogue.actors.wire import Connection
@@ -65,14 +65,17 @@ class SessionActor:
         self._sequencer = Sequencer(0, config.partitions, config.limits)  # of no use before a partition is taken
         self._subscriptions = Subscriptions(config.limits.history_messages_max)
         self._info = {"role": "session", "name": config.name, "cluster": config.cluster_id, "pid": os.getpid()}
-        self._server = Server(config.token, self._info, self._on_message, self._on_opened, self._on_closed, config.limits)
-        end_on_bugs()
+        self._server = Server(
+            config.token, self._info, guarded(self._on_message), guarded(self._on_opened), guarded(self._on_closed),
+            config.limits,
+        )  # fmt: skip
         self._log = ReplicatedLog(config, book, self, lambda: self._server.address)
         self._loop = asyncio.get_running_loop()
         self._open = False
         self._waiting_text = SPARE
         self._given_up = ""  # why it did not become the owner of what it was told to take, the last time
         self._paused = False
+        self._cut = guarded(self._cut_now)
         self._cut_is_due = False
         self._idle: asyncio.TimerHandle | None = None
         self._listening: asyncio.Future[None] = self._loop.create_future()
@@ -185,7 +188,7 @@ class SessionActor:
     def _schedule_cut(self) -> None:
         if not self._cut_is_due and self._open:
             self._cut_is_due = True
-            self._loop.call_soon(self._cut_now)
+            self._loop.call_soon(self._cut)
 
     def _cut_now(self) -> None:
         """Frame what waits while the window has room."""
@@ -206,7 +209,7 @@ class SessionActor:
 
     def _schedule_idle(self) -> None:
         if self._idle is None:
-            self._idle = self._loop.call_later(self._limits.idle_commit_ms / 1000, self._on_idle)
+            self._idle = self._loop.call_later(self._limits.idle_commit_ms / 1000, guarded(self._on_idle))
 
     def _on_idle(self) -> None:
         self._idle = None
@@ -242,7 +245,7 @@ class SessionActor:
                 self._run_effects(effects)
             if not self._cut_is_due:  # `_schedule_cut` without its call: 0.1 µs, in cold caches 0.3
                 self._cut_is_due = True
-                self._loop.call_soon(self._cut_now)
+                self._loop.call_soon(self._cut)
             return
         match message:
             case [Say.CREDIT, int(number), int(messages)] if 0 < messages <= self._limits.credit_messages_max:

@@ -48,32 +48,36 @@ from trilogue.actors.protocol.errors import (
     DirectoryInUse,
     ProtocolError,
 )
-from trilogue.actors.protocol.holdings import Fence
+from trilogue.actors.protocol.holdings import Fence, Interval
 from trilogue.actors.protocol.store import (
     AppendAsked,
-    Effect,
     Event,
+    FenceAsked,
+    FillAsked,
+    JoinAsked,
     StoreState,
     SyncFirst,
     Tell,
     Write,
+    WriteFence,
     WriteFill,
     WriteFrame,
     WriteJoin,
 )
 from trilogue.actors.protocol.vocabulary import APPEND, Code, Say
-from trilogue.actors.pump import end_on_bugs, end_process, settle_process, spawn
+from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.scrubber import Held, Scrubber
 from trilogue.actors.server import Server, answer_later, listen_preferring
 from trilogue.actors.store_places import FramePlaces
 from trilogue.actors.store_reader import READS, StoreReader
-from trilogue.actors.store_requests import asked_of, record_of
 from trilogue.actors.wire import Connection
 
 LOCK_RETRY_S = 0.1
 CHECK_S = 1.0
+EPOCH_END = 1 << 63
 _APPEND_TYPES = [int, int, int, str, list]
 _FRAMES_TYPES = {bytes}  # there is a frame, and all are bytes
+_new = tuple.__new__
 
 
 class StoreActor:
@@ -105,8 +109,10 @@ class StoreActor:
             "cluster": config.cluster_id,
             "pid": os.getpid(),
         }
-        self._server = Server(config.token, self._info, self._on_message, lambda _: None, lambda *_: None, config.limits)
-        end_on_bugs()
+        self._server = Server(
+            config.token, self._info, guarded(self._on_message), lambda _: None, lambda *_: None, config.limits
+        )
+        self._flush = guarded(self._flush_now)
         spawn(self._run(), config.name)
 
     # ------------------------------------------------------------------ what Ray and people call
@@ -260,20 +266,26 @@ class StoreActor:
             if [*map(type, message)] == _APPEND_TYPES:
                 _, partition, epoch, writer, frames = message
                 if 0 <= partition < self._partitions and {*map(type, frames)} == _FRAMES_TYPES:
-                    if self._journal is None or self._full:
-                        self._refuse(AppendAsked(connection, partition, epoch, writer, frames))
-                    else:
-                        self._carry_out(partition, self._state.append(connection, partition, epoch, writer, frames))
+                    self._decide(_new(AppendAsked, (connection, partition, epoch, writer, frames)))
                     return
             raise ProtocolError("an append of unknown shape")
-        if (event := asked_of(connection, message, self._partitions)) is not None:
-            self._decide(event)
-            return
         match message:
-            case [int(say), int(request), *arguments]:
-                self._on_request(connection, say, request, arguments)
-            case _:
-                raise ProtocolError("a message of unknown shape to a store")
+            case [Say.FENCE, int(request), int(partition), int(epoch), str(writer), str(address)]:
+                if 0 <= partition < self._partitions and 0 < epoch < EPOCH_END:
+                    self._decide(FenceAsked(connection, request, partition, epoch, writer, address))
+                    return
+            case [Say.JOIN, int(request), int(partition), int(epoch), str(writer), str(address), *asked]:
+                if 0 <= partition < self._partitions and 0 < epoch < EPOCH_END and (join := _join_of(asked)) is not None:
+                    self._decide(JoinAsked(connection, request, partition, epoch, writer, address, *join))
+                    return
+            case [Say.FILL, int(request), int(partition), int(epoch), str(writer), [*frames]]:
+                if 0 <= partition < self._partitions and {*map(type, frames)} <= _FRAMES_TYPES:
+                    self._decide(FillAsked(connection, request, partition, epoch, writer, frames))
+                    return
+            case [int(), int(request), *arguments]:
+                self._on_request(connection, message[0], request, arguments)
+                return
+        raise ProtocolError("a message of unknown shape to a store")
 
     def _on_request(self, connection: Connection, say: int, request: int, arguments: list[Any]) -> None:
         if say == Say.PING:
@@ -354,11 +366,8 @@ class StoreActor:
     def _decide(self, event: Event) -> None:
         if self._journal is None or self._full:
             self._refuse(event)
-        else:
-            self._carry_out(event.partition, self._state.handle(event))
-
-    def _carry_out(self, partition: int, effects: list[Effect]) -> None:
-        for effect in effects:
+            return
+        for effect in self._state.handle(event):
             if isinstance(effect, WriteFrame):
                 self._buffers.append(effect.frame)
                 self._writes.append(effect)
@@ -366,7 +375,7 @@ class StoreActor:
                 if effect.after_sync:
                     self._tells.append(effect)
                     # Only who is obeyed is answered in this way.
-                    self._heard[partition] = (effect.source, self._loop.time())
+                    self._heard[event.partition] = (effect.source, self._loop.time())
                 else:
                     effect.source.send(effect.message)
             elif isinstance(effect, SyncFirst):
@@ -378,7 +387,7 @@ class StoreActor:
                 self._writes.append(effect)
         if not self._flush_is_due and (self._buffers or self._tells):
             self._flush_is_due = True
-            self._loop.call_soon(self._flush_now)
+            self._loop.call_soon(self._flush)
 
     def _refuse(self, event: Event) -> None:
         code = Code.FULL if self._full else Code.CORRUPT if isinstance(self._problem, Corrupt) else Code.UNAVAILABLE
@@ -418,3 +427,23 @@ class StoreActor:
         self._full = True
         for source, _, _ in tells:
             source.close(f"{self._config.name} has a full disk: nothing of this was stored")
+
+
+def record_of(write: WriteFence | WriteJoin | WriteFill) -> FenceRecord | JoinRecord | FillRecord:
+    """What the journal is given."""
+    if isinstance(write, WriteFill):
+        return FillRecord(write.partition, write.frame)
+    if isinstance(write, WriteJoin):
+        return JoinRecord(write.partition, *write.fence, write.number, write.first, write.prev_crc, tuple(write.intervals))
+    return FenceRecord(write.partition, *write.fence)
+
+
+def _join_of(asked: list[Any]) -> tuple[int, int, int, list[Interval]] | None:
+    """[number, first, prev_crc, intervals] of a JOIN; nothing if they make no sense."""
+    match asked:
+        case [int(number), int(first), int(prev_crc), [*pairs]] if number > 0 and first > 0 and 0 <= prev_crc < 1 << 32:
+            if all(isinstance(pair, list) and [*map(type, pair)] == [int, int] for pair in pairs):
+                intervals = [(start, end) for start, end in pairs]
+                if all(0 < start <= end for start, end in intervals) and (first > 1 or prev_crc == 0):
+                    return number, first, prev_crc, intervals
+    return None

@@ -148,7 +148,7 @@ class StoreState:
     def handle(self, event: Event) -> list[Effect]:
         """Decide on one request. Raises `ProtocolError` for a malformed frame: that connection ends, nothing changed."""
         if isinstance(event, AppendAsked):
-            return self.append(*event)
+            return self._append(event)
         if isinstance(event, FenceAsked):
             return self._fence(event)
         return self._join(event) if isinstance(event, JoinAsked) else self._fill(event)
@@ -171,14 +171,14 @@ class StoreState:
 
     # ------------------------------------------------------------------ deciding
 
-    def append(self, source: Any, partition: int, epoch: int, writer: str, frames: list[bytes]) -> list[Effect]:
-        """What `AppendAsked` asks: a writer's frames, in order."""
+    def _append(self, event: AppendAsked) -> list[Effect]:
+        partition, epoch = event.partition, event.epoch
         state = self.partitions.get(partition) or self.partition(partition)
         fence = state.fence
-        if epoch != fence.epoch or writer != fence.writer or epoch == 0:
+        if epoch != fence.epoch or event.writer != fence.writer or epoch == 0:
             text = f"epoch {epoch} does not hold partition {partition}: epoch {fence.epoch} does"
-            return [_not_stored(source, partition, epoch, Code.DEPOSED, text)]
-        checked = self._checked(partition, epoch, frames)
+            return [self._not_stored(event, Code.DEPOSED, text)]
+        checked = self._checked(event)
         unsynced = self._unsynced
         effects: list[Effect] = []
         for header, frame in checked:
@@ -193,7 +193,7 @@ class StoreState:
                 chained = header.prev_crc == state.last_crc
             if not chained:
                 text = f"frame {index} does not chain to this store's frames, which go from {state.base} to {last}"
-                effects.append(_not_stored(source, partition, epoch, Code.NOT_CHAINED, text))
+                effects.append(self._not_stored(event, Code.NOT_CHAINED, text))
                 return effects
             state.take(header)
             if header.committed_upto >= unsynced.setdefault(partition, index):
@@ -202,20 +202,20 @@ class StoreState:
                 unsynced[partition] = index
             effects.append(_new(WriteFrame, (partition, index, frame)))
         if checked:
-            effects.append(_new(Tell, (source, [STORED, partition, epoch, index, crc], True)))
+            effects.append(_new(Tell, (event.source, [STORED, partition, epoch, index, crc], True)))
         return effects
 
-    def _checked(self, partition: int, epoch: int, frames: list[bytes]) -> list[tuple[Header, bytes]]:
+    def _checked(self, event: AppendAsked | FillAsked) -> list[tuple[Header, bytes]]:
         """The frames with their headers: all intact, of this partition, and such as their writer may send."""
         log_id, frame_bytes_max = self._log_id, self._limits.frame_bytes_max
         checked = []
-        for frame in frames:
+        for frame in event.frames:
             header = decode_frame(frame, frame_bytes_max)
-            if header.log_id != log_id or header.partition != partition or header.flags:
-                raise ProtocolError(f"a frame of another log or partition was sent to partition {partition}")
+            if header.log_id != log_id or header.partition != event.partition or header.flags:
+                raise ProtocolError(f"a frame of another log or partition was sent to partition {event.partition}")
             index = header.index
-            if header.epoch > epoch or index < 1 or header.committed_upto >= index:
-                raise ProtocolError(f"frame {index} of epoch {header.epoch} cannot come from epoch {epoch}")
+            if header.epoch > event.epoch or index < 1 or header.committed_upto >= index:
+                raise ProtocolError(f"frame {index} of epoch {header.epoch} cannot come from epoch {event.epoch}")
             checked.append((header, frame))
         return checked
 
@@ -249,7 +249,7 @@ class StoreState:
             return [self._deposed(event, state)]
         effects: list[Effect] = [
             WriteFill(event.partition, header.index, frame, state.base)
-            for header, frame in self._checked(event.partition, event.epoch, event.frames)
+            for header, frame in self._checked(event)
             if state.fill(header)
         ]
         return [*effects, self._answer(event, state.base)]
@@ -265,6 +265,10 @@ class StoreState:
     @staticmethod
     def _refusal(event: FenceAsked | JoinAsked | FillAsked, code: Code, text: str) -> Tell:
         return Tell(event.source, [Say.REPLY, event.request_id, int(code), text], after_sync=False)
+
+    @staticmethod
+    def _not_stored(event: AppendAsked, code: Code, text: str) -> Tell:
+        return Tell(event.source, [Say.NOT_STORED, event.partition, event.epoch, int(code), text], after_sync=False)
 
     # ------------------------------------------------------------------ rebuilding
 
@@ -298,7 +302,3 @@ class StoreState:
     def fences(self) -> Iterable[tuple[int, Fence]]:
         """The fences in force."""
         return ((partition, state.fence) for partition, state in self.partitions.items() if state.fence.epoch)
-
-
-def _not_stored(source: Any, partition: int, epoch: int, code: Code, text: str) -> Tell:
-    return Tell(source, [Say.NOT_STORED, partition, epoch, int(code), text], after_sync=False)

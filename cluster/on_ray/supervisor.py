@@ -19,7 +19,7 @@ from trilogue.actors.protocol.errors import ProtocolError, TrilogueError, Unavai
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.ranges import record_key
 from trilogue.actors.protocol.vocabulary import Code, Say
-from trilogue.actors.pump import end_on_bugs, settle_process, spawn
+from trilogue.actors.pump import guarded, settle_process, spawn
 from trilogue.actors.server import Server, answer_later, listen_preferring
 from trilogue.actors.where import where
 from trilogue.actors.wire import Connection, Refused, connect, join_address
@@ -59,8 +59,7 @@ class Supervisor:
         self._orders = Orders(sessions, stores, partitions, DEFAULT_LIMITS, self._connection_to)
         self._keeper = RegisterKeeper(stores, map(record_key, range(partitions)), DEFAULT_LIMITS, self._connection_to)
         info = {"role": SUPERVISOR, "name": SUPERVISOR, "cluster": desired.record.cluster, "pid": os.getpid()}
-        self._server = Server(desired.token, info, self._on_message, lambda _: None, lambda *_: None, DEFAULT_LIMITS)
-        end_on_bugs()
+        self._server = Server(desired.token, info, guarded(self._on_message), lambda _: None, lambda *_: None, DEFAULT_LIMITS)
         self._places: dict[str, tuple[str, int]] = {}
         self._problem = ""
         self._listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -264,8 +264,8 @@ def _fence_unwritten(self: Any, event: Any, fence: Any = StoreState._fence) -> l
     return [effect for effect in fence(self, event) if not isinstance(effect, WriteFence)]
 
 
-def _yes_volatile(self: Any, *asked: Any, append: Any = StoreState.append) -> list[Any]:
-    return [effect._replace(after_sync=False) if isinstance(effect, Tell) else effect for effect in append(self, *asked)]
+def _yes_volatile(self: Any, event: Any, append: Any = StoreState._append) -> list[Any]:
+    return [effect._replace(after_sync=False) if isinstance(effect, Tell) else effect for effect in append(self, event)]
 
 
 def _fence_at_a_tie(self: Any, event: Any) -> list[Any]:
@@ -276,17 +276,17 @@ def _fence_at_a_tie(self: Any, event: Any) -> list[Any]:
     return [WriteFence(event.partition, state.fence), self._answer(event, list(state.answer()))]
 
 
-def _obey(lowest: Callable[[Any], int]) -> Callable[..., list[Any]]:
-    append = StoreState.append
+def _obey(lowest: Callable[[Any], int]) -> Callable[[Any, Any], list[Any]]:
+    append = StoreState._append
 
-    def obey(self: Any, source: Any, partition: int, epoch: int, writer: str, frames: list[bytes]) -> list[Any]:
-        state = self.partition(partition)
+    def obey(self: Any, event: Any) -> list[Any]:
+        state = self.partition(event.partition)
         known = state.fence
-        if epoch < lowest(known):
-            return append(self, source, partition, epoch, writer, frames)
-        state.fence = Fence(epoch, writer, "")
+        if event.epoch < lowest(known):
+            return append(self, event)
+        state.fence = Fence(event.epoch, event.writer, "")
         try:
-            return append(self, source, partition, epoch, writer, frames)
+            return append(self, event)
         finally:
             state.fence = known
 
@@ -488,7 +488,7 @@ LOG_MODEL: dict[str, Bug] = {
     "fence_volatile": Bug("answers a fence before it is durable", [(StoreState, "_fence", _fence_volatile)], "zombies", 1000),
     "lax_epoch": Bug(
         "appends need an epoch at or above the fence, and the writer does not fence a member that comes back",
-        [(StoreState, "append", _obey(lambda fence: fence.epoch)), (LogWriter, "_on_up", _no_fence_on_return)],
+        [(StoreState, "_append", _obey(lambda fence: fence.epoch)), (LogWriter, "_on_up", _no_fence_on_return)],
         "mixed",
         200,
     ),
@@ -582,8 +582,8 @@ OWN: dict[str, Bug] = {
     ),
     "fence_at_a_tie": Bug("accepts a fence of an equal epoch", [(StoreState, "_fence", _fence_at_a_tie)], "zombies", 200),
     "fence_unwritten": Bug("never writes a fence down", [(StoreState, "_fence", _fence_unwritten)], "zombies", 600),
-    "yes_volatile": Bug("says yes before its sync", [(StoreState, "append", _yes_volatile)], "storms", 100),
-    "any_writer": Bug("a store obeys any writer", [(StoreState, "append", _obey(lambda _: 0))], "zombies", 200),
+    "yes_volatile": Bug("says yes before its sync", [(StoreState, "_append", _yes_volatile)], "storms", 100),
+    "any_writer": Bug("a store obeys any writer", [(StoreState, "_append", _obey(lambda _: 0))], "zombies", 200),
     "dedupe_in_memory": Bug(
         "dedupe knows only what came since the start", [(Sequencer, "restore_session", _no_senders)], "mixed", 50
     ),

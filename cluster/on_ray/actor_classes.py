@@ -122,8 +122,11 @@ def create_actor(desired: Desired, name: str, here: str) -> Any:
         listen=listen,
         first_stores=stores[: record.first_stores],
     )
-    near = (spread_over(session_names(record).index(name), living_nodes()) if desired.spread else None) or here
-    return _actor(SessionActor, name, _near(near, soft=True), session, RayAddressBook())
+    # A soft wish is one that Ray may pass over: it has put three neighbours on one node. Of a lost node Ray says that its actor
+    # is dead, and the Supervisor creates it again, on a living one.
+    apart = spread_over(session_names(record).index(name), living_nodes()) if desired.spread else None
+    near = _near(here, soft=True) if apart is None else _near(apart, soft=False)
+    return _actor(SessionActor, name, near, session, RayAddressBook())
 
 
 def living_nodes() -> list[Node]:

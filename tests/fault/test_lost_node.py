@@ -34,6 +34,7 @@ def test_the_store_and_the_session_actor_of_a_lost_node_are_replaced_g1_g2_g3_g4
     spared = {system.head().pid, system.node_of("supervisor").pid}
     stores = {name for name in actors if name.startswith("store")}
     assert len({places[name] for name in stores}) == len(stores) == NODES
+    assert len({places[name] for name in set(actors) - stores}) == 2 * PARTITIONS == NODES, "neighbours share a node"
 
     owners = {partition: campaign.owner(partition) for partition in range(PARTITIONS)}
     members = {name for owner in owners.values() for name in owner["members"]}

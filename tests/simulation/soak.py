@@ -75,14 +75,13 @@ def soak(first: int, seeds: int | None, minutes: float | None, processes: int) -
     last = first + seeds if seeds is not None else None
     covered: Counter[str] = Counter()
     played = failed = 0
-    chunks = (at for at in itertools.count(first, CHUNK) if last is None or at < last)
+    chunks = itertools.count(first, CHUNK) if last is None else iter(range(first, last, CHUNK))
     running: set[Future[Played]] = set()
     with ProcessPoolExecutor(processes) as pool:
         try:
             while True:
                 while len(running) < 2 * processes and (end is None or time.monotonic() < end):
-                    at = next(chunks, None) if last is None or first + played < last else None
-                    if at is None or (last is not None and at >= last):
+                    if (at := next(chunks, None)) is None:
                         break
                     running.add(pool.submit(play_chunk, at, CHUNK if last is None else min(CHUNK, last - at)))
                 if not running:

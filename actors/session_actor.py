@@ -1,7 +1,7 @@
 """The owner of one partition, or a spare: it serialises its sessions' messages and answers their readers (design §4, §8, §9).
 
 Owns the streams to clients, and the way of a message between the pure machines: ``protocol.sequencer`` gives seqs,
-``replicated_log`` makes frames durable, ``protocol.subscriptions`` tells readers. It must not know Ray or files. Rules:
+``replicated_log`` makes frames durable, ``readers`` tells readers. It must not know Ray or files. Rules:
 
 1. What waits is framed at once while the log's window has room; there is no timer in the way of a message.
 2. Nothing is submitted here before `OPEN` was said; `WAITING` says why not yet, and whether reads are served meanwhile.
@@ -21,7 +21,7 @@ from typing import Any
 from trilogue.actors.config import AddressBook, SessionConfig
 from trilogue.actors.protocol.errors import InvalidRange, InvalidSession, ProtocolError, Unavailable, UsageError
 from trilogue.actors.protocol.ids import check_session
-from trilogue.actors.protocol.messages import Record, Run, pack_records, unpack_record
+from trilogue.actors.protocol.messages import Record, pack_records, unpack_record
 from trilogue.actors.protocol.sequencer import Sequencer
 from trilogue.actors.protocol.submissions import (
     Answered,
@@ -33,18 +33,9 @@ from trilogue.actors.protocol.submissions import (
     Retry,
     check_runs,
 )
-from trilogue.actors.protocol.subscriptions import (
-    Committed,
-    Credited,
-    Deliver,
-    PageRead,
-    ReadPage,
-    Subscribed,
-    Subscriptions,
-)
-from trilogue.actors.protocol.subscriptions import Effect as SubscriptionEffect
 from trilogue.actors.protocol.vocabulary import ACKED, SUBMIT, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
+from trilogue.actors.readers import Readers
 from trilogue.actors.replicated_log import ReplicatedLog
 from trilogue.actors.server import Server, answer_later, listen_preferring
 from trilogue.actors.wire import Connection
@@ -63,7 +54,7 @@ class SessionActor:
         self._config = config
         self._limits = config.limits
         self._sequencer = Sequencer(0, config.partitions, config.limits)  # of no use before a partition is taken
-        self._subscriptions = Subscriptions(config.limits.history_messages_max)
+        self._readers = Readers(config.limits, lambda session: self._sequencer.head(session), self._page)
         self._info = {"role": "session", "name": config.name, "cluster": config.cluster_id, "pid": os.getpid()}
         self._server = Server(
             config.token, self._info, guarded(self._on_message), guarded(self._on_opened), guarded(self._on_closed),
@@ -114,7 +105,7 @@ class SessionActor:
             "committed": self._log.committed,
             "sessions": len(self._sequencer.sessions),
             "connections": len(self._server.connections),
-            "subscriptions": self._subscriptions.count(),
+            "subscriptions": self._readers.count,
             "waiting_bytes": self._sequencer.waiting_bytes,
         }
 
@@ -232,7 +223,7 @@ class SessionActor:
             connection.send([Say.WAITING, partition, self._waiting_text, self._open])
 
     def _on_closed(self, connection: Connection, _reason: str) -> None:
-        self._subscriptions.forget(connection)
+        self._readers.forget(connection)
 
     def _on_message(self, connection: Connection, message: list[Any]) -> None:
         say = message[0]
@@ -249,11 +240,9 @@ class SessionActor:
             return
         match message:
             case [Say.CREDIT, int(number), int(messages)] if 0 < messages <= self._limits.credit_messages_max:
-                session = self._subscriptions.session_of(connection, number)
-                head = self._sequencer.head(session)
-                self._run_subscriptions(self._subscriptions.handle(Credited(connection, number, messages, head)))
+                self._readers.credit(connection, number, messages)
             case [Say.UNSUBSCRIBE, int(number)]:
-                self._subscriptions.forget(connection, number)
+                self._readers.forget(connection, number)
             case [Say.GIVE_UP, list(numbers)]:
                 self._give_up(connection, numbers)
             case [int(), int(request), *arguments]:
@@ -364,33 +353,7 @@ class SessionActor:
         head = self._sequencer.head(self._check_session(session))
         after = head if after is None else after
         self._check_read(session, after, 1)
-        if not 0 < credit <= self._limits.credit_messages_max:
-            raise InvalidRange(f"a credit of {credit} messages: 1 to {self._limits.credit_messages_max}")
-        if self._subscriptions.session_of(connection, number):
-            raise InvalidRange(f"subscription {number} exists on this connection: take another number")
-        if self._subscriptions.count(connection) >= self._limits.subscriptions_per_connection_max:
-            raise InvalidRange(f"{self._limits.subscriptions_per_connection_max} subscriptions on one connection")
-        connection.reply(request, after)
-        event = Subscribed(connection, number, session, after, credit, head)
-        self._run_subscriptions(self._subscriptions.handle(event))
-
-    async def _read_page(self, effect: ReadPage) -> None:
-        """A page for a subscription; asked again while no store answers, as long as its reader is there."""
-        connection = effect.source
-        assert isinstance(connection, Connection)
-        while not connection.closed:
-            await connection.drained()
-            try:
-                head = self._sequencer.head(effect.session)
-                raw = await self._page(effect.session, effect.after, min(effect.limit, head - effect.after))
-            except Unavailable:
-                await asyncio.sleep(READ_AGAIN_S)
-                continue
-            runs = [run for run in map(unpack_record, raw) if isinstance(run, Run)]
-            head = self._sequencer.head(effect.session)
-            page = PageRead(effect.source, effect.subscription, effect.session, effect.after, runs, head)
-            self._run_subscriptions(self._subscriptions.handle(page))
-            return
+        self._readers.subscribe(connection, request, number, session, after, credit)
 
     # ------------------------------------------------------------------ effects
 
@@ -401,26 +364,12 @@ class SessionActor:
                 assert isinstance(source, Connection)
                 source.send([ACKED, self._log.epoch, self._log.copies, acks])
             elif isinstance(effect, Readable):
-                if not self._subscriptions.empty:
-                    self._tell_readers(effect.runs)
+                self._readers.tell(effect.runs)
             elif isinstance(effect, Refused):
                 assert isinstance(effect.source, Connection)
                 effect.source.send([Say.REFUSED, self._log.epoch, effect.refusals])
             else:
                 spawn(self._recall(effect.retry), "recall")
-
-    def _tell_readers(self, runs: list[Run]) -> None:
-        for run in runs:
-            if self._subscriptions.follows(run[1]):
-                self._run_subscriptions(self._subscriptions.handle(Committed(Run._make(run))))
-
-    def _run_subscriptions(self, effects: Iterable[SubscriptionEffect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Deliver):
-                assert isinstance(effect.source, Connection)
-                effect.source.send([Say.DELIVER, effect.subscription, effect.runs])
-            else:
-                spawn(self._read_page(effect), "page for a subscription")
 
     async def _recall(self, retry: Retry) -> None:
         """What the log holds of a retry's numbers, out of a store."""

@@ -3,8 +3,10 @@
 Owns the carrying out of what ``protocol.subscriptions`` decides. It must not know the log or how sessions are numbered: it is
 given `head` (a session's last readable seq) and `page` (a page of a session out of a store). Rules:
 
-1. A page is asked again while no store answers, for as long as its reader is there.
+1. A page is asked again while no store answers, for as long as somebody waits for it.
 2. Whoever subscribes hears the answer before the first delivery.
+3. Runs that go to many readers are packed once.
+4. What waits in a connection for its peer is bounded: when the socket is full, the connection's readers fall back to history.
 """
 
 from __future__ import annotations
@@ -17,52 +19,71 @@ from trilogue.actors.protocol.errors import InvalidRange, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import Run, unpack_record
 from trilogue.actors.protocol.subscriptions import (
+    Blocked,
     Committed,
     Credited,
     Deliver,
     Effect,
+    Freed,
     PageRead,
     ReadPage,
     Subscribed,
     Subscriptions,
 )
-from trilogue.actors.protocol.vocabulary import Say
+from trilogue.actors.protocol.vocabulary import DELIVER
 from trilogue.actors.pump import spawn
-from trilogue.actors.wire import Connection
+from trilogue.actors.wire import Connection, Refused, pack_item, pack_items
 
 READ_AGAIN_S = 0.2
+
+Page = Callable[[str, int, int, int], Awaitable[list[Any]]]
+"""(session, after, messages, bytes) -> records, as a store sends them."""
 
 
 class Readers:
     """All readers of one partition."""
 
-    def __init__(
-        self, limits: Limits, head: Callable[[str], int], page: Callable[[str, int, int], Awaitable[list[Any]]]
-    ) -> None:
+    def __init__(self, limits: Limits, head: Callable[[str], int], page: Page) -> None:
         self._limits, self._head, self._page = limits, head, page
-        self._subscriptions = Subscriptions(limits.history_messages_max)
+        self._subscriptions = Subscriptions(limits.page_messages_max, limits.page_bytes_max, limits.credit_bytes_max)
+        self._draining: set[Connection] = set()
 
     @property
     def count(self) -> int:
-        """How many subscriptions there are."""
+        """How many sessions are followed; one that two readers follow counts twice."""
         return self._subscriptions.count()
 
-    def subscribe(self, connection: Connection, request: int, number: int, session: str, after: int, credit: int) -> None:
+    def subscribe(
+        self,
+        connection: Connection,
+        request: int,
+        number: int,
+        sessions: list[tuple[str, int | None]],
+        messages: int,
+        size_bytes: int,
+    ) -> None:
         """Answer SUBSCRIBE. Raises `InvalidRange`."""
-        if not 0 < credit <= self._limits.credit_messages_max:
-            raise InvalidRange(f"a credit of {credit} messages: 1 to {self._limits.credit_messages_max}")
-        if self._subscriptions.session_of(connection, number):
-            raise InvalidRange(f"subscription {number} exists on this connection: take another number")
-        if self._subscriptions.count(connection) >= self._limits.subscriptions_per_connection_max:
-            raise InvalidRange(f"{self._limits.subscriptions_per_connection_max} subscriptions on one connection")
-        connection.reply(request, after)
-        event = Subscribed(connection, number, session, after, credit, self._head(session))
-        self._run(self._subscriptions.handle(event))
+        limits, subscriptions = self._limits, self._subscriptions
+        low = 0 if subscriptions.has(connection, number) else 1
+        if not low <= messages <= limits.credit_messages_max or not low <= size_bytes <= limits.credit_bytes_max:
+            most = f"{limits.credit_messages_max} messages and {limits.credit_bytes_max} bytes"
+            raise InvalidRange(f"a credit of {messages} messages and {size_bytes} bytes: {low} to {most}")
+        if len({session for session, _ in sessions}) < len(sessions):
+            raise InvalidRange(f"subscription {number} names a session twice")
+        if subscriptions.count(connection) + len(sessions) > limits.subscriptions_per_connection_max:
+            raise InvalidRange(f"{limits.subscriptions_per_connection_max} sessions are followed at most on one connection")
+        places = []
+        for session, after in sessions:
+            if subscriptions.is_in(connection, number, session):
+                raise InvalidRange(f"subscription {number} has session {session!r} already")
+            head = self._head(session)
+            places.append((session, head if after is None else after, head))
+        connection.reply(request, [after for _, after, _ in places])
+        self._run(subscriptions.handle(Subscribed(connection, number, places, messages, size_bytes)))
 
-    def credit(self, connection: Connection, number: int, messages: int) -> None:
-        """The reader takes that many more."""
-        head = self._head(self._subscriptions.session_of(connection, number))
-        self._run(self._subscriptions.handle(Credited(connection, number, messages, head)))
+    def credit(self, connection: Connection, number: int, messages: int, size_bytes: int) -> None:
+        """The reader takes that much more."""
+        self._run(self._subscriptions.handle(Credited(connection, number, messages, size_bytes)))
 
     def forget(self, connection: Connection, number: int | None = None) -> None:
         """One subscription of the connection, or all of them, is over."""
@@ -70,33 +91,50 @@ class Readers:
 
     def tell(self, runs: list[Run]) -> None:
         """These runs may be read now."""
-        if self._subscriptions.empty:
+        subscriptions = self._subscriptions
+        if subscriptions.empty:
             return
+        followed: dict[str, list[Run]] = {}
         for run in runs:
-            if self._subscriptions.follows(run[1]):
-                self._run(self._subscriptions.handle(Committed(Run._make(run))))
+            session = run[1]  # a plain tuple comes here
+            if subscriptions.follows(session):
+                followed.setdefault(session, []).append(Run._make(run))
+        for of_session in followed.values():
+            self._run(subscriptions.handle(Committed(of_session)))
 
     def _run(self, effects: Iterable[Effect]) -> None:
+        packed_runs, packed = None, b""
         for effect in effects:
             if isinstance(effect, Deliver):
-                assert isinstance(effect.source, Connection)
-                effect.source.send([Say.DELIVER, effect.subscription, effect.runs])
+                connection = effect.source
+                assert isinstance(connection, Connection)
+                if effect.runs is not packed_runs:
+                    packed_runs, packed = effect.runs, pack_item(effect.runs)
+                connection.send_packed(pack_items(_DELIVER, pack_item(effect.subscriptions), packed))
+                if not connection.writable and connection not in self._draining:
+                    self._draining.add(connection)
+                    self._subscriptions.handle(Blocked(connection))
+                    spawn(self._free(connection), "a full connection")
             else:
-                spawn(self._read_page(effect), "page for a subscription")
+                spawn(self._read_page(effect), "page for subscriptions")
 
-    async def _read_page(self, effect: ReadPage) -> None:
-        connection = effect.source
-        assert isinstance(connection, Connection)
-        while not connection.closed:
-            await connection.drained()
+    async def _free(self, connection: Connection) -> None:
+        await connection.drained()
+        self._draining.discard(connection)
+        self._run(self._subscriptions.handle(Freed(connection)))
+
+    async def _read_page(self, page: ReadPage) -> None:
+        session, after = page.session, page.after
+        while self._subscriptions.awaits(session, after):
             try:
-                head = self._head(effect.session)
-                raw = await self._page(effect.session, effect.after, min(effect.limit, head - effect.after))
-            except Unavailable:
+                raw = await self._page(session, after, min(page.messages, self._head(session) - after), page.size_bytes)
+            except (Unavailable, Refused):
                 await asyncio.sleep(READ_AGAIN_S)
                 continue
             runs = [run for run in map(unpack_record, raw) if isinstance(run, Run)]
-            head = self._head(effect.session)
-            page = PageRead(effect.source, effect.subscription, effect.session, effect.after, runs, head)
-            self._run(self._subscriptions.handle(page))
+            self._run(self._subscriptions.handle(PageRead(session, after, runs, self._head(session))))
             return
+        self._subscriptions.handle(PageRead(session, after, [], after))  # nobody waits for it any more
+
+
+_DELIVER = pack_item(DELIVER)

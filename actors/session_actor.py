@@ -239,8 +239,10 @@ class SessionActor:
                 self._loop.call_soon(self._cut)
             return
         match message:
-            case [Say.CREDIT, int(number), int(messages)] if 0 < messages <= self._limits.credit_messages_max:
-                self._readers.credit(connection, number, messages)
+            case [Say.CREDIT, int(number), int(messages), int(size)] if (
+                min(messages, size) >= 0 < max(messages, size) < 1 << 32
+            ):
+                self._readers.credit(connection, number, messages, size)
             case [Say.UNSUBSCRIBE, int(number)]:
                 self._readers.forget(connection, number)
             case [Say.GIVE_UP, list(numbers)]:
@@ -249,6 +251,9 @@ class SessionActor:
                 self._on_request(connection, say, request, arguments)
             case _:
                 raise ProtocolError("a message of unknown shape to a SessionActor")
+
+    def _is_credit(self, messages: int, size: int) -> bool:
+        return 0 <= messages <= self._limits.credit_messages_max and 0 <= size <= self._limits.wire_bytes_max
 
     def _give_up(self, connection: Connection, numbers: list[Any]) -> None:
         for item in numbers:
@@ -289,8 +294,9 @@ class SessionActor:
                     answer_later(connection, request, lambda: self._history(session, after, last))
                 case Say.HEADS, [list(sessions)]:
                     connection.reply(request, self._heads(sessions))
-                case Say.SUBSCRIBE, [int(number), session, after, int(credit)]:
-                    self._subscribe(connection, request, number, session, after, credit)
+                case Say.SUBSCRIBE, [int(number), list(sessions), int(messages), int(size)]:
+                    places = self._places(sessions)
+                    self._readers.subscribe(connection, request, number, places, messages, size)
                 case _:
                     raise ProtocolError(f"a SessionActor knows no request {say} of this shape")
         except InvalidSession as error:
@@ -338,10 +344,10 @@ class SessionActor:
         head = self._sequencer.head(session)
         if after >= head:
             return [[], head]
-        return [await self._page(session, after, min(limit, head - after)), head]
+        return [await self._page(session, after, min(limit, head - after), self._limits.history_bytes_max), head]
 
-    async def _page(self, session: str, after: int, limit: int) -> list[Any]:
-        page: list[Any] = await self._log.ask(Say.RUNS, self._partition, self._log.committed, session, after, limit)
+    async def _page(self, session: str, after: int, limit: int, size: int) -> list[Any]:
+        page: list[Any] = await self._log.ask(Say.RUNS, self._partition, self._log.committed, session, after, limit, size)
         return page
 
     def _heads(self, sessions: list[Any]) -> list[int]:
@@ -349,11 +355,17 @@ class SessionActor:
             raise InvalidRange(f"heads of {len(sessions)} sessions: {self._limits.heads_sessions_max} at most")
         return [self._sequencer.head(self._check_session(session)) for session in sessions]
 
-    def _subscribe(self, connection: Connection, request: int, number: int, session: Any, after: Any, credit: int) -> None:
-        head = self._sequencer.head(self._check_session(session))
-        after = head if after is None else after
-        self._check_read(session, after, 1)
-        self._readers.subscribe(connection, request, number, session, after, credit)
+    def _places(self, sessions: list[Any]) -> list[tuple[str, int | None]]:
+        """What SUBSCRIBE asks for, checked."""
+        if not 0 < len(sessions) <= self._limits.subscribe_sessions_max:
+            raise InvalidRange(f"{len(sessions)} sessions at once: 1 to {self._limits.subscribe_sessions_max}")
+        places: list[tuple[str, int | None]] = []
+        for item in sessions:
+            if type(item) is not list or len(item) != 2:
+                raise ProtocolError("a session to follow has an unknown shape")
+            self._check_read(item[0], 0 if item[1] is None else item[1], 1)
+            places.append((item[0], item[1]))
+        return places
 
     # ------------------------------------------------------------------ effects
 

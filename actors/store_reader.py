@@ -76,8 +76,10 @@ class StoreReader:
             case Say.SESSIONS, [int(partition), int(upto), int(session_at), int(sender_at)]:
                 page_bytes = self._limits.history_bytes_max
                 return lambda: self._index(partition, upto).state(session_at, sender_at, page_bytes)
-            case Say.RUNS, [int(partition), int(upto), str(session), int(after), int(limit)]:
-                bytes_max = self._limits.history_bytes_max
+            case Say.RUNS, [int(), int(), str(), int(), int()]:
+                return self.reading(say, [*arguments, self._limits.history_bytes_max])
+            case Say.RUNS, [int(partition), int(upto), str(session), int(after), int(limit), int(size)]:
+                bytes_max = min(size, self._limits.history_bytes_max)
                 return lambda: self._index(partition, upto).runs(
                     session, after, limit, bytes_max, lambda place: self._record(partition, place)
                 )

@@ -39,6 +39,7 @@ _pack_prefix = struct.Struct("<III").pack
 _unpack_prefix = struct.Struct("<III").unpack_from
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _unpack = msgpack.unpackb
+_ARRAYS = [bytes([0x90 | length]) for length in range(16)]  # msgpack's head of a short array
 
 OnMessage = Callable[["Connection", list[Any]], None]
 OnClosed = Callable[["Connection", str], None]
@@ -61,6 +62,18 @@ def pack(message: list[Any]) -> bytes:
     payload = _pack(message)
     packed: bytes = _pack_prefix(_MARK, len(payload), crc32(payload)) + payload
     return packed
+
+
+def pack_item(item: Any) -> bytes:
+    """One item of a message, for `pack_items`: packed once, sent in several messages."""
+    packed: bytes = _pack(item)
+    return packed
+
+
+def pack_items(*items: bytes) -> bytes:
+    """The bytes of one frame, of a message of at most 15 items that were packed by `pack_item`."""
+    payload = b"".join((_ARRAYS[len(items)], *items))
+    return _pack_prefix(_MARK, len(payload), crc32(payload)) + payload
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -2,7 +2,7 @@
 
 Owns the public calls and how the parts are put together. What is decided stands elsewhere: what is taken in ``desk``,
 numbers in ``lanes`` and ``outbox``, submissions in ``flow``, answers in ``answers``, readers in ``pages`` and
-``subscription``. It must not know the wire's shapes.
+``following``. It must not know the wire's shapes.
 Invariant: between `post` and its outcome a message is in its lane, and counted in the outbox, exactly once.
 """
 
@@ -22,15 +22,15 @@ from trilogue.actors.protocol.errors import (
     Unsent,
     UsageError,
 )
-from trilogue.actors.protocol.ids import check_session
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.connecting.connections import Connections
 from trilogue.client.connecting.discovery import find
 from trilogue.client.connecting.routes import Routes
 from trilogue.client.outbox.shell import FileShell, MemoryShell
-from trilogue.client.reading.pages import SEQ_MAX, Reading, check_count
-from trilogue.client.reading.subscription import Feed, Subscription
+from trilogue.client.reading.following import Following, Sessions
+from trilogue.client.reading.pages import Reading
+from trilogue.client.reading.subscription import Subscription
 from trilogue.client.sending.desk import CLOSED, NOT_OPEN, Desk
 from trilogue.client.sending.flushing import Flush, Mark
 
@@ -68,7 +68,7 @@ class Client:
         self._shell: MemoryShell | FileShell = MemoryShell(limits, self._desk.wake)
         self._outbox = self._shell.outbox
         self._connections: Connections | None = None
-        self._feeds: set[Feed] = set()
+        self._following: Following | None = None
 
     # ------------------------------------------------------------------ sending
 
@@ -145,17 +145,15 @@ class Client:
         """The last seq of each session, 0 where there is none. Raises as `history` does."""
         return await self._reader().heads(sessions)
 
-    def subscribe(self, session: str, after: int | None = 0) -> Subscription:
+    def subscribe(self, sessions: Sessions, after: int | None = 0) -> Subscription:
         """The session's messages after seq `after`, then those to come; `after=None`: only those to come.
 
-        ``async for message in client.subscribe(…)``; in an ``async with`` it ends with the block.
-        Raises `InvalidSession` and `InvalidRange`.
+        ``async for message in client.subscribe(…)``; in an ``async with`` it ends with the block. A mapping `{session: after}`
+        follows many sessions in one subscription, tens of thousands if need be: in order in each session, in no order between
+        them. However many they are, 8192 messages or 4 MiB wait here for the reader at most: one that is slow is fed from
+        history, and loses nothing. Raises `InvalidSession` and `InvalidRange`.
         """
-        check_session(session)
-        if after is not None:
-            check_count("after", after, 0, SEQ_MAX)
-        self._desk.check_open()
-        return Subscription(lambda: self._feed(session, after), self._feeds.discard)
+        return self._readers().subscribe(sessions, after)
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -215,6 +213,7 @@ class Client:
         self._connections = Connections(routes, self._outbox, self._limits, random.random, desk.on_settled)
         desk.route, desk.pump = self._connections.route, self._connections.pump
         self._reading = Reading(self._connections, self._limits)
+        self._following = Following(self._connections, self._reading, self._limits, desk.check_open)
         await self._reach(routes)
         for lane in self._outbox.lanes.values():
             self._connections.route(lane)
@@ -239,9 +238,8 @@ class Client:
 
     async def _end(self) -> int:
         """End everything that runs; return how many messages had no outcome."""
-        for feed in list(self._feeds):
-            feed.close(ClientClosed(CLOSED))
-        self._feeds.clear()
+        if self._following is not None:
+            self._following.close(ClientClosed(CLOSED))
         if self._connections is not None:
             await self._connections.close()
         try:
@@ -255,13 +253,11 @@ class Client:
 
     # ------------------------------------------------------------------ inside
 
-    def _feed(self, session: str, after: int | None) -> Feed:
-        reading = self._reader()
-        assert self._connections is not None
-        feed = Feed(session, after, self._connections, reading, random.random)
-        self._feeds.add(feed)
-        return feed
-
     def _reader(self) -> Reading:
         self._desk.check_open()
         return self._reading
+
+    def _readers(self) -> Following:
+        self._desk.check_open()
+        assert self._following is not None
+        return self._following

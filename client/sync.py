@@ -20,6 +20,7 @@ from trilogue.actors.protocol.errors import ClientClosed, TrilogueError, UsageEr
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.client import Client
+from trilogue.client.reading.following import Sessions
 from trilogue.client.reading.subscription import Subscription
 
 Result = TypeVar("Result")
@@ -124,11 +125,11 @@ class SyncClient:
         """As `Client.heads`."""
         return self._call(lambda: self._client.heads(sessions))
 
-    def subscribe(self, session: str, after: int | None = 0) -> SyncSubscription:
+    def subscribe(self, sessions: Sessions, after: int | None = 0) -> SyncSubscription:
         """As `Client.subscribe`, for ``for message in …`` and ``with …``."""
 
         async def subscribe() -> Subscription:
-            return self._client.subscribe(session, after)
+            return self._client.subscribe(sessions, after)
 
         return SyncSubscription(self._call(subscribe), self._call)
 

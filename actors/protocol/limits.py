@@ -76,7 +76,11 @@ class Limits:
     history_messages_max: int = 10_000
     history_bytes_max: int = 4 * MIB
     heads_sessions_max: int = 10_000
+    page_messages_max: int = 2_048
+    page_bytes_max: int = 512 * KIB
     credit_messages_max: int = 65_536
+    credit_bytes_max: int = 4 * MIB
+    subscribe_sessions_max: int = 2_000
     subscriptions_per_connection_max: int = 65_536
 
     def __post_init__(self) -> None:
@@ -99,6 +103,12 @@ class Limits:
         require(
             self.history_bytes_max + self.submit_bytes_max + self.body_bytes_max + 64 * KIB <= self.wire_bytes_max,
             "a page of history that one last run overfills fits a wire frame",
+        )
+        require(self.page_messages_max <= self.history_messages_max, "a subscription's page is a page")
+        require(self.page_bytes_max <= self.history_bytes_max, "a subscription's page is a page")
+        require(
+            self.credit_bytes_max <= self.history_bytes_max,
+            "what goes out live at once is no larger than a page: it fits the wire",
         )
         require(self.in_flight_messages_max <= self.outbox_messages_max, "what is in flight is in the outbox")
         require(self.in_flight_bytes_max <= self.outbox_bytes_max, "what is in flight is in the outbox")

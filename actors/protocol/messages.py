@@ -15,6 +15,7 @@ A payload is a msgpack array of records; a record is an array whose first item i
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count, repeat
 from typing import Any, NamedTuple
 
 import msgpack
@@ -119,11 +120,12 @@ def unpack_record(item: Any) -> Record:
 
 def messages_of(run: Run) -> list[Message]:
     """The run's messages, one by one: for readers, never on the append path."""
-    sender = sender_of(run.sender_id)
-    return [
-        Message(run.session, run.first_seq + k, sender, run.sender_id, run.first_n + k, body, sent, run.stored_at_us)
-        for k, (body, sent) in enumerate(zip(run.bodies, run.sent_at_us, strict=True))
-    ]
+    _, session, sender_id, first_n, first_seq, stored_at_us, sent_at_us, bodies = run
+    if len(sent_at_us) != len(bodies):
+        raise ValueError("a run has another number of times than of bodies")
+    # Without a loop in Python: a reader that is far behind takes hundreds of thousands a second.
+    same = repeat(session), count(first_seq), repeat(sender_of(sender_id)), repeat(sender_id), count(first_n)
+    return [*map(_new, repeat(Message), zip(*same, bodies, sent_at_us, repeat(stored_at_us)))]
 
 
 def part_of(run: Run, first_seq: int, count: int) -> Run:

@@ -15,15 +15,18 @@ Numbers are never given a second meaning.
      to client     WAITING    [partition, text, readable]                               do not submit yet; why not; reads go on
                    ACKED      [epoch, copies, [[session, sender_id, first_n, count, first_seq, duplicate] …]]
                    REFUSED    [epoch, [[session, sender_id, first_n, count, code, text, expected_n] …]]
-                   DELIVER    [subscription, [Run …]]                                   committed, in seq order
+                   DELIVER    [[subscription …], [Run …]]                               committed, in seq order, of one session:
+                                                                                        to all these of the connection's
                    ENDED      [subscription, code, text]                                nothing more comes
     client to      SUBMIT     [[session, sender_id, first_n, [sent_at_us …], [body …]] …]
      SessionActor  GIVE_UP    [[session, sender_id, n] …]                               log a skip for n; ACKED with seq 0
                    HISTORY    [id, session, after, limit]                               -> [[Run …], last_seq]
                    NEWEST     [id, session, last]                                       -> [[Run …], last_seq]
                    HEADS      [id, [session …]]                                         -> [last_seq …]
-                   SUBSCRIBE  [id, subscription, session, after or None, credit]        -> after
-                   CREDIT     [subscription, messages]                                  that many more may come
+                   SUBSCRIBE  [id, subscription, [[session, after or None] …], messages, bytes] -> [after …]; more sessions
+                                                                                        for the subscription, which begins
+                                                                                        with the first; credit is added
+                   CREDIT     [subscription, messages, bytes]                           that many more may come
                    UNSUBSCRIBE [subscription]
     SessionActor   INSPECT    [id, partition] or                                        -> a StoreView as an array; the
                               [id, partition, epoch, writer, warm]                         writer says that it is there
@@ -33,7 +36,8 @@ Numbers are never given a second meaning.
                    NOT_STORED [partition, epoch, code, text]                            deposed, full, or not chained
                    FRAMES     [id, partition, first, last]                              -> [frame …]: as many as fit
                    SESSIONS   [id, partition, upto, session_at, sender_at]              -> a StatePage as an array
-                   RUNS       [id, partition, upto, session, after, limit]              -> [Run …] in seq order
+                   RUNS       [id, partition, upto, session, after, limit] or           -> [Run …] in seq order
+                              [id, partition, upto, session, after, limit, bytes]
                    RECALL     [id, partition, upto, session, sender_id, first_n, last_n] -> [Run or Skip …] in n order
                    PARTITIONS [id]                                                      -> [partition …] that it has frames of
                    JOIN       [id, partition, epoch, writer, address, number, first, prev_crc, [[from, to] …]] -> a FenceAnswer;
@@ -117,6 +121,7 @@ APPEND: Final = int(Say.APPEND)
 STORED: Final = int(Say.STORED)
 REPLY: Final = int(Say.REPLY)
 GOODBYE: Final = int(Say.GOODBYE)
+DELIVER: Final = int(Say.DELIVER)
 
 
 class Code(IntEnum):

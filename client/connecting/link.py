@@ -31,6 +31,7 @@ from trilogue.client.connecting.backoff import (
     reconnect_after_s,
 )
 from trilogue.client.connecting.routes import Route, Routes
+from trilogue.client.reading.delivery import Delivery, delivery_of
 from trilogue.client.sending.answers import Answers
 from trilogue.client.sending.lanes import Lane
 
@@ -44,8 +45,8 @@ PROVEN_AFTER_S = 5.0
 class Reader(Protocol):
     """A subscription, as its link sees it."""
 
-    def delivered(self, runs: list[Any]) -> None:
-        """Committed runs came."""
+    def delivered(self, delivery: Delivery) -> None:
+        """Committed runs came; others may have got the same."""
 
     def ended(self, code: int, text: str) -> None:
         """Nothing more comes under this number."""
@@ -291,11 +292,13 @@ class Link:
     def _take(self, connection: Connection, message: list[Any]) -> None:
         match message[0]:
             case Say.DELIVER:
-                _, number, runs = message
-                reader = self.readers.get(number)
-                if reader is not None:
+                _, numbers, raw = message
+                readers = [reader for reader in map(self.readers.get, numbers) if reader is not None]
+                if readers:
                     self._proven = True
-                    reader.delivered(runs)
+                    delivery = delivery_of(raw)
+                    for reader in readers:
+                        reader.delivered(delivery)
             case Say.REFUSED:
                 _, epoch, runs = message
                 if self._answers.refused(self._heard_at, epoch, runs):
@@ -304,9 +307,9 @@ class Link:
                 self._on_settled()
             case Say.ENDED:
                 _, number, code, text = message
-                reader = self.readers.pop(number, None)
-                if reader is not None:
-                    reader.ended(code, text)
+                ended = self.readers.pop(number, None)
+                if ended is not None:
+                    ended.ended(code, text)
             case Say.OPEN:
                 _, partition, epoch, _, body_bytes_max = message
                 self._on_open(connection, partition, epoch, body_bytes_max)

@@ -19,9 +19,11 @@ from trilogue.actors.protocol.messages import Message, Run, messages_of, part_of
 class Inbox:
     """One session's messages after `after`, in order."""
 
+    __slots__ = ("_early", "_early_messages", "_early_messages_max", "_seen_upto", "at")
+
     def __init__(self, after: int, early_messages_max: int) -> None:
         self.at = after  # the last seq that was handed on
-        self._early: dict[int, Run] = {}
+        self._early: dict[int, Run] | None = None  # a client may have ten thousand inboxes, and none of them needs it
         self._early_messages = 0
         self._early_messages_max = early_messages_max
         self._seen_upto = after
@@ -37,13 +39,21 @@ class Inbox:
                 continue
             ready += self._hand_on(run, last_seq)
             while self._early:
-                start = next((s for s, early in self._early.items() if s <= self.at + 1), None)
+                early_runs = self._early
+                start = next((s for s, early in early_runs.items() if s <= self.at + 1), None)
                 if start is None:
                     break
-                early = self._early.pop(start)
+                early = early_runs.pop(start)
                 self._early_messages -= len(early.bodies)
                 ready += self._hand_on(early, start + len(early.bodies) - 1)
         return ready
+
+    def follow_on(self, first_seq: int, last_seq: int) -> bool:
+        """Whether all of these seqs can be handed on now, as they nearly always can: then they count as handed on."""
+        if first_seq != self.at + 1 or self._early or self._seen_upto > self.at:
+            return False
+        self.at = self._seen_upto = last_seq
+        return True
 
     @property
     def missing(self) -> tuple[int, int] | None:
@@ -62,6 +72,8 @@ class Inbox:
         return messages_of(part)
 
     def _keep(self, run: Run) -> None:
+        if self._early is None:
+            self._early = {}
         known = self._early.get(run.first_seq)
         if known is not None and len(known.bodies) >= len(run.bodies):
             return

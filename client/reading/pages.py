@@ -16,9 +16,10 @@ from typing import Any
 from trilogue.actors.protocol.errors import InvalidRange, UsageError
 from trilogue.actors.protocol.ids import check_session, partition_of
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.messages import RUN, Message, Run, messages_of
+from trilogue.actors.protocol.messages import Message, Run, messages_of
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.client.connecting.connections import Connections
+from trilogue.client.reading.delivery import runs_of
 
 LIMIT_MAX = 1_000_000
 SEQ_MAX = 2**62
@@ -31,16 +32,6 @@ def check_count(name: str, value: object, low: int, high: int) -> int:
     if not low <= value <= high:
         raise InvalidRange(f"{name}={value} is out of its bounds: give {low} to {high}")
     return value
-
-
-def runs_of(session: str, raw: Any) -> list[Run]:
-    """The runs of an answer. Raises `ValueError` or `TypeError` when they are not runs of this session."""
-    runs = [Run._make(item) for item in raw]
-    for run in runs:
-        shape = run.kind == RUN and run.session == session and type(run.first_seq) is int and run.first_seq > 0
-        if not shape or not run.bodies or len(run.bodies) != len(run.sent_at_us):
-            raise ValueError("a run of unknown shape, or of another session")
-    return runs
 
 
 class Reading:

@@ -76,7 +76,8 @@ class FakeSessionActor:
         self.answer_head: Callable[[str, int], int] = lambda session, head: head
         self.heard: list[list[Any]] = []
         self.submitter: Connection | None = None  # the last connection that submitted something
-        self.subscriptions: dict[int, tuple[Connection, str, int, int]] = {}  # id -> connection, session, at, credit
+        self.subscriptions: dict[tuple[int, str], tuple[Connection, int]] = {}  # id, session -> connection, at
+        self.credit: dict[int, int] = {}  # of each subscription, in messages
         self._held: list[tuple[Connection, list[Any]]] = []
         info = {"role": "session", "name": f"session-{partition}", "cluster": "test"}
         self.server = Server(TOKEN, info, self._on_message, self._on_opened, lambda connection, reason: None, limits)
@@ -112,6 +113,7 @@ class FakeSessionActor:
         """Drop all connections."""
         self._held.clear()
         self.subscriptions.clear()
+        self.credit.clear()
         for connection in list(self.server.connections):
             connection.close("a test hangs up")
 
@@ -153,13 +155,13 @@ class FakeSessionActor:
                 self.cluster.skips |= {(s, i, n) for s, i, n in numbers}
                 acks = [[s, i, n, 1, 0, False] for s, i, n in numbers]
                 self._answer(connection, [Say.ACKED, self.epoch, 3, acks])
-            case [Say.CREDIT, number, messages]:
-                if number in self.subscriptions:
-                    where, session, at, credit = self.subscriptions[number]
-                    self.subscriptions[number] = (where, session, at, credit + messages)
-                    self._feed(number)
+            case [Say.CREDIT, number, messages, _]:
+                if number in self.credit:
+                    self.credit[number] += messages
+                    self._feed()
             case [Say.UNSUBSCRIBE, number]:
-                self.subscriptions.pop(number, None)
+                self.credit.pop(number, None)
+                self.subscriptions = {key: value for key, value in self.subscriptions.items() if key[0] != number}
             case [_, int(request), *items]:
                 if message[0] not in (Say.WHERE, Say.PING) and self.refuse_requests:
                     code, text = self.refuse_requests.pop(0)
@@ -180,11 +182,14 @@ class FakeSessionActor:
                 return [self.runs(session, max(head - min(last, self.page_messages), 0), last), head]
             case Say.HEADS, [sessions]:
                 return [self._head(session) for session in sessions]
-            case Say.SUBSCRIBE, [number, session, after, credit]:
-                at = self._head(session) if after is None else after
-                self.subscriptions[number] = (connection, session, at, credit)
-                connection.send([Say.DELIVER, number, self._due(number)])  # before the answer: a client must cope
-                return at
+            case Say.SUBSCRIBE, [number, sessions, messages, _]:
+                self.credit[number] = self.credit.get(number, 0) + messages
+                begun = []
+                for session, after in sessions:
+                    begun.append(self._head(session) if after is None else after)
+                    self.subscriptions[number, session] = (connection, begun[-1])
+                self._feed()  # before the answer: a client must cope
+                return begun
         if self.is_spare:
             return ["session", f"session-{self.partition}", -1, 0, "spare"]
         return ["session", f"session-{self.partition}", self.partition, self.epoch, "open"]
@@ -214,8 +219,7 @@ class FakeSessionActor:
             self._answer(connection, [Say.ACKED, self.epoch, 3, acks])
         if refusals:
             connection.send([Say.REFUSED, self.epoch, refusals])
-        for number in list(self.subscriptions):
-            self._feed(number)
+        self._feed()
 
     def _answer(self, connection: Connection, message: list[Any]) -> None:
         if self.holding:
@@ -223,13 +227,9 @@ class FakeSessionActor:
         else:
             connection.send(message)
 
-    def _feed(self, number: int) -> None:
-        connection = self.subscriptions[number][0]
-        if runs := self._due(number):
-            connection.send([Say.DELIVER, number, runs])
-
-    def _due(self, number: int) -> list[list[Any]]:
-        connection, session, at, credit = self.subscriptions[number]
-        runs = self.runs(session, at, credit)
-        self.subscriptions[number] = (connection, session, at + len(runs), credit - len(runs))
-        return runs
+    def _feed(self) -> None:
+        for (number, session), (connection, at) in list(self.subscriptions.items()):
+            if runs := self.runs(session, at, self.credit[number]):
+                self.subscriptions[number, session] = (connection, at + len(runs))
+                self.credit[number] -= len(runs)
+                connection.send([Say.DELIVER, [number], runs])

@@ -32,7 +32,13 @@ from trilogue.actors.protocol.vocabulary import Code
 
 ALICE, BOB = "alice/" + "0" * 32, "bob/" + "1" * 32
 SMALL = Limits(
-    body_bytes_max=8, submit_bytes_max=200, frame_bytes_target=2700, frame_bytes_max=80 * KIB + 200, history_bytes_max=16 * KIB
+    body_bytes_max=8,
+    submit_bytes_max=200,
+    frame_bytes_target=2700,
+    frame_bytes_max=80 * KIB + 200,
+    history_bytes_max=16 * KIB,
+    page_bytes_max=4 * KIB,
+    credit_bytes_max=16 * KIB,
 )
 
 

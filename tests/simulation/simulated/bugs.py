@@ -380,12 +380,13 @@ def _retry_answered_early(self: Any, retry: Any) -> list[Any]:
 # ---------------------------------------------------------------------- readers and clients
 
 
-def _drop_without_credit(self: Any, run: Any) -> list[Any]:
-    for subscription in self._by_session.get(run.session, {}).values():
-        live = subscription.at == run.first_seq - 1 and not subscription.reading
-        if live and subscription.credit < len(run.bodies):
-            subscription.at += len(run.bodies)
-    return _on_committed(self, run)
+def _drop_without_credit(self: Any, runs: Any) -> list[Any]:
+    last_seq = runs[-1].first_seq + len(runs[-1].bodies) - 1
+    for place in self._by_session.get(runs[0].session, {}).values():
+        live = place.at == runs[0].first_seq - 1 and not place.waits
+        if live and place.subscription.messages < last_seq - place.at:
+            place.at = last_seq
+    return _on_committed(self, runs)
 
 
 _on_committed = Subscriptions._on_committed

@@ -21,9 +21,9 @@ from trilogue.actors.protocol.messages import Message, Run
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.client.outbox.file import FileOutbox
 from trilogue.client.outbox.sqlite import Commit
+from trilogue.client.reading.delivery import runs_of
 from trilogue.client.reading.heads import Heads
 from trilogue.client.reading.inbox import Inbox
-from trilogue.client.reading.pages import runs_of
 from trilogue.client.sending.answers import Answers
 from trilogue.client.sending.flow import Flow
 from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, Lane
@@ -31,6 +31,7 @@ from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, Lane
 LOOK_MS = 30
 TICK_MS = 25
 CREDIT = 6
+BYTES = 16 * KIB
 SCALE = 100
 """So many ms here are a second of the client's ladders: everything in a story is about ten times as fast as in production."""
 
@@ -44,6 +45,8 @@ LIMITS = Limits(
     frame_bytes_target=200,
     journal_file_bytes=256 * KIB,
     history_bytes_max=16 * KIB,
+    page_bytes_max=4 * KIB,
+    credit_bytes_max=16 * KIB,
 )
 
 
@@ -259,9 +262,10 @@ class ClientProcess(Process):
                 self.world.note(self.name, "refused", [[*refusal[:5], refusal[6]] for refusal in refusals])
                 if self.answers.refused(self.world.now / SCALE, epoch, refusals):
                     link.close(self)
-            case [Say.DELIVER, number, raw]:
+            case [Say.DELIVER, numbers, raw]:
                 for reader in self.readers.values():
-                    if reader.number == number:
+                    if reader.number in numbers:
+                        number = reader.number
                         runs = runs_of(reader.session, raw)
                         for run in runs:
                             fact = (self.name, number, run.session, run.first_seq, len(run.bodies))
@@ -304,7 +308,7 @@ class ClientProcess(Process):
 
         self.world.history.append(("subscribed", self.world.now, *fact))
 
-        link.request(self, Say.SUBSCRIBE, number, reader.session, reader.inbox.at, reader.outstanding, then=then)
+        link.request(self, Say.SUBSCRIBE, number, [[reader.session, reader.inbox.at]], reader.outstanding, BYTES, then=then)
 
     def _arrived(self, reader: Reader, runs: list[Run]) -> None:
         reader.buffer.extend(reader.inbox.add(runs))
@@ -355,7 +359,7 @@ class ClientProcess(Process):
         room = CREDIT - reader.outstanding - len(reader.buffer)
         if room > 0 and reader.number and self.link is not None:
             reader.outstanding += room
-            self.link.send(self, [Say.CREDIT, reader.number, room])
+            self.link.send(self, [Say.CREDIT, reader.number, room, BYTES])
 
     def read_on(self, dice: Random) -> None:
         """A page of the history, for its own sake."""

@@ -60,6 +60,8 @@ IDLE_MS = 40
 FILL_FRAMES = 3
 SPARE = "it is a spare"
 HISTORY_MESSAGES_MAX = 4
+PAGE_BYTES_MAX = 400
+CREDIT_BYTES_MAX = 1_000
 
 
 class SessionProcess(Process):
@@ -75,7 +77,7 @@ class SessionProcess(Process):
         self.clock_ms = 0  # how far its wall clock is off
         self.machine: PartitionWriter | None = None
         self.sequencer = Sequencer(PARTITION, 1, limits)
-        self.subscriptions = Subscriptions(HISTORY_MESSAGES_MAX)
+        self.subscriptions = Subscriptions(HISTORY_MESSAGES_MAX, PAGE_BYTES_MAX, CREDIT_BYTES_MAX)
         self.open = False
         self._waiting_text = SPARE
         self._attempts = 0
@@ -431,9 +433,8 @@ class SessionProcess(Process):
                     self._plan_cut()
                 else:
                     link.close(self)
-            case [Say.CREDIT, number, messages]:
-                head = self.sequencer.head(self.subscriptions.session_of(link, number))
-                self._tell(self.subscriptions.handle(Credited(link, number, messages, head)))
+            case [Say.CREDIT, number, messages, size]:
+                self._tell(self.subscriptions.handle(Credited(link, number, messages, size)))
             case [Say.UNSUBSCRIBE, number]:
                 self.subscriptions.forget(link, number)
             case [say, request, *arguments]:
@@ -460,11 +461,10 @@ class SessionProcess(Process):
                 reply("not open", Code.UNAVAILABLE)
             case Say.HISTORY, [session, after, limit]:
                 self._history(link, request, session, after, limit)
-            case Say.SUBSCRIBE, [number, session, after, credit]:
-                head = self.sequencer.head(session)
-                after = head if after is None else after
-                reply(after)
-                self._tell(self.subscriptions.handle(Subscribed(link, number, session, after, credit, head)))
+            case Say.SUBSCRIBE, [number, sessions, messages, size]:
+                places = [(session, after, self.sequencer.head(session)) for session, after in sessions]
+                reply([after for _, after, _ in places])
+                self._tell(self.subscriptions.handle(Subscribed(link, number, places, messages, size)))
 
     # ------------------------------------------------------------------ reading
 
@@ -484,28 +484,29 @@ class SessionProcess(Process):
         for effect in effects:
             if isinstance(effect, Deliver):
                 link: Any = effect.source
-                link.send(self, [Say.DELIVER, effect.subscription, effect.runs])
+                link.send(self, [Say.DELIVER, effect.subscriptions, effect.runs])
             else:
                 self._read_page(effect)
 
     def _read_page(self, order: ReadPage) -> None:
-        """A page for a subscription; asked again while no store answers, as long as its reader is there."""
-        link: Any = order.source
-        if link.is_closed(self) or not self.open:
+        """A page for subscriptions; asked again while no store answers, as long as somebody waits for it."""
+        session, after = order.session, order.after
+        if not self.open:
             return
-        head = self.sequencer.head(order.session)
+        if not self.subscriptions.awaits(session, after):
+            self.subscriptions.handle(subscriptions.PageRead(session, after, [], after))
+            return
 
         def then(page: Any) -> None:
             if page is None:
                 self.world.at(AGAIN_MS, self, self._read_page, order)
                 return
             runs = [run for run in map(unpack_record, page) if isinstance(run, Run)]
-            head = self.sequencer.head(order.session)
-            event = subscriptions.PageRead(order.source, order.subscription, order.session, order.after, runs, head)
+            event = subscriptions.PageRead(session, after, runs, self.sequencer.head(session))
             self._tell(self.subscriptions.handle(event))
 
-        limit = min(order.limit, head - order.after)
-        self._ask(then, Say.RUNS, PARTITION, self.readable_upto(), order.session, order.after, limit)
+        limit = min(order.messages, self.sequencer.head(session) - after)
+        self._ask(then, Say.RUNS, PARTITION, self.readable_upto(), session, after, limit, order.size_bytes)
 
     def readable_upto(self) -> int:
         """Up to which frame stores may be asked for a reader."""
@@ -519,9 +520,12 @@ class SessionProcess(Process):
                 case Answered(source, acks):
                     self._answer(source, [Say.ACKED, self.log.epoch, self.log.copies, acks])
                 case Readable(runs):
+                    followed: dict[str, list[Run]] = {}
                     for run in runs:
                         if self.subscriptions.follows(run[1]):
-                            self._tell(self.subscriptions.handle(subscriptions.Committed(Run._make(run))))
+                            followed.setdefault(run[1], []).append(Run._make(run))
+                    for of_session in followed.values():
+                        self._tell(self.subscriptions.handle(subscriptions.Committed(of_session)))
                 case Refused(source, refusals):
                     self._answer(source, [Say.REFUSED, self.log.epoch, refusals])
                 case Recall(retry):

@@ -283,7 +283,7 @@ class StoreProcess(Process):
         match say, rest:
             case Say.SESSIONS, [session_at, sender_at]:
                 return list(self.index.state(session_at, sender_at, 300))
-            case Say.RUNS, [session, after, limit]:
+            case Say.RUNS, [session, after, limit, *_]:
                 return self.index.runs(session, after, limit, 200, self._record)
             case Say.RECALL, [session, sender_id, first_n, last_n]:
                 return self.index.recall(session, sender_id, first_n, last_n, self._record)

@@ -22,8 +22,8 @@ from trilogue.client import (
     Unavailable,
     UsageError,
 )
+from trilogue.client.reading.feed import WINDOW_MESSAGES
 from trilogue.client.reading.heads import Heads
-from trilogue.client.reading.subscription import CREDIT_MESSAGES
 
 
 @asynccontextmanager
@@ -179,12 +179,12 @@ async def test_what_is_delivered_before_the_answer_to_subscribe_is_not_lost_g7()
 
 @in_loop
 async def test_a_slow_reader_holds_a_bounded_number_of_messages_and_gets_all() -> None:
-    head = 5 * CREDIT_MESSAGES
+    head = 3 * WINDOW_MESSAGES
     async with system(head) as (client, actor):
         async with client.subscribe("room") as messages:
             first = await anext(messages)
-            number = next(iter(actor.subscriptions))
-            assert actor.subscriptions[number][2] <= CREDIT_MESSAGES, "no more than the credit was sent"
+            [(_, at)] = actor.subscriptions.values()
+            assert at <= WINDOW_MESSAGES, "no more than the credit was sent"
             seen = [first, *[await anext(messages) for _ in range(head - 1)]]
             assert numbers(seen) == list(range(1, head + 1))
         await until(lambda: not actor.subscriptions, "the end of the subscription there")
@@ -197,7 +197,7 @@ async def test_a_subscription_goes_on_after_a_lost_connection_without_a_hole_g7(
         actor.hang_up()
         await client.send("room", b"4")
         assert (await anext(messages)).seq == 4
-        assert actor.said(Say.SUBSCRIBE)[-1][4] == 3, "asked for what follows the last that was received"
+        assert actor.said(Say.SUBSCRIBE)[-1][3] == [["room", 3]], "asked for what follows the last that was received"
 
 
 @in_loop
@@ -205,10 +205,10 @@ async def test_duplicates_and_holes_of_a_delivery_are_repaired_g7() -> None:
     async with system(9) as (client, actor), client.subscribe("room", after=9) as messages:
         entry = actor.cluster.sessions["room"][0]
         actor.cluster.sessions["room"] += [(entry[0], n, b"%d" % n) for n in range(10, 15)]
-        [(number, (connection, *_))] = actor.subscriptions.items()
+        [((number, _), (connection, _))] = actor.subscriptions.items()
         runs = {run[4]: run for run in actor.runs("room", 9, 5)}
         for seqs in ([12, 13], [13, 12], [10], [10, 14]):
-            connection.send([Say.DELIVER, number, [runs[seq] for seq in seqs]])
+            connection.send([Say.DELIVER, [number], [runs[seq] for seq in seqs]])
         assert numbers([await anext(messages) for _ in range(5)]) == [10, 11, 12, 13, 14]
         assert actor.said(Say.HISTORY)[0][3:] == [10, 1], "asked for the hole and nothing else"
 
@@ -218,11 +218,11 @@ async def test_an_ended_subscription_is_made_anew_or_raises() -> None:
     async with system(1) as (client, actor), client.subscribe("room") as messages:
         assert (await anext(messages)).seq == 1
         for code in (Code.OVERLOADED, Code.NOT_HERE):
-            [(number, (connection, *_))] = actor.subscriptions.items()
+            [((number, _), (connection, _))] = actor.subscriptions.items()
             actor.subscriptions.clear()
             connection.send([Say.ENDED, number, code, "for now"])
             await until(lambda: actor.subscriptions, "a new subscription")
-        [(number, (connection, *_))] = actor.subscriptions.items()
+        [((number, _), (connection, _))] = actor.subscriptions.items()
         connection.send([Say.ENDED, number, Code.INVALID_RANGE, "for good"])
         with pytest.raises(InvalidRange, match="for good"):
             await anext(messages)

@@ -41,6 +41,8 @@ Data = Annotated[
 Messages = Annotated[int | None, typer.Option("--messages", metavar="N", help="How many messages are measured.")]
 Sessions = Annotated[int | None, typer.Option("--sessions", metavar="N", help="How many sessions they go to.")]
 
+BodyBytes = Annotated[int | None, typer.Option("--body-bytes", metavar="N", help="Bytes of each body.")]
+
 Scenario = Callable[["Where", "Progress"], "Outcome"]
 Draw = Callable[["Outcome", Path], None]
 
@@ -49,7 +51,7 @@ Draw = Callable[["Outcome", Path], None]
 def throughput(
     messages: Messages = None,
     sessions: Sessions = None,
-    body_bytes: Annotated[int | None, typer.Option("--body-bytes", metavar="N", help="Bytes of each body.")] = None,
+    body_bytes: BodyBytes = None,
     partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
     outbox: Annotated[
         str, typer.Option("--outbox", metavar="memory|FILE", help="Where the client keeps what is not acked.")
@@ -179,6 +181,86 @@ def failover(
             plots.plot_failover(outcome.result, acks, strips.step_ms, strips.before_ms, path)
 
     _run(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+
+
+@app.command()
+def fanout(
+    readers: Annotated[int | None, typer.Option("--readers", metavar="N", help="How many follow the session.")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", metavar="N", help="In how many client processes.")] = None,
+    messages: Messages = None,
+    body_bytes: BodyBytes = None,
+    rate: Annotated[
+        int, typer.Option("--rate", metavar="N", help="Messages a second; 0: as fast as the slowest reader takes them.")
+    ] = 0,
+    seed: Seed = 1,
+    address: Address = None,
+    data: Data = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """How many deliveries a second one session makes to many readers, and how far behind the slowest is.
+
+    Each reader checks that it gets each message once, in order, with the right body.
+    """
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import scenarios
+
+        return scenarios.fanout(
+            where,
+            progress,
+            messages=scenarios.FANOUT_MESSAGES if messages is None else messages,
+            readers=scenarios.FANOUT_READERS if readers is None else readers,
+            processes=scenarios.FANOUT_PROCESSES if processes is None else processes,
+            body_bytes=scenarios.BODY_BYTES if body_bytes is None else body_bytes,
+            rate=rate,
+            seed=seed,
+        )
+
+    _run(scenario, _draw_reading, address=address, data=data, json=json, plot=plot, partitions=1)
+
+
+@app.command()
+def catchup(
+    messages: Annotated[int | None, typer.Option("--messages", metavar="N", help="How far behind the reader is.")] = None,
+    body_bytes: BodyBytes = None,
+    rate: Annotated[int | None, typer.Option("--rate", metavar="N", help="Messages a second of the writer.")] = None,
+    seed: Seed = 1,
+    address: Address = None,
+    data: Data = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """How fast a reader that is far behind catches up, and what a writer to the same session feels of it."""
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import scenarios
+
+        return scenarios.catchup(
+            where,
+            progress,
+            messages=scenarios.CATCHUP_MESSAGES if messages is None else messages,
+            body_bytes=scenarios.BODY_BYTES if body_bytes is None else body_bytes,
+            rate=scenarios.CATCHUP_MESSAGES_PER_S if rate is None else rate,
+            seed=seed,
+        )
+
+    _run(scenario, _draw_reading, address=address, data=data, json=json, plot=plot, partitions=1)
+
+
+def _draw_reading(outcome: Outcome, path: Path) -> None:
+    from trilogue.bench.load.metrics import Histogram
+    from trilogue.bench.report import plots
+
+    run = outcome.runs[0]
+    fan = run.report.fan
+    if fan is not None:
+        acks = run.histogram.curve_ms()
+        if fan.writer_alone:
+            named = {"writer alone": Histogram(fan.writer_alone).curve_ms(), "writer meanwhile": acks}
+        else:
+            named = {"delivery": Histogram(fan.lags).curve_ms(), "ack": acks}
+        plots.plot_reading(outcome.result, named, path)
 
 
 @app.command()

@@ -45,6 +45,9 @@ class Load:
     burst_messages: int = BURST_MESSAGES
     messages_per_s: int = 0
     in_flight_max: int = 0
+    readers: int = 1
+    processes: int = 1
+    alone_s: float = 0.0
     file: str | None = None
     outbox: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -119,6 +122,9 @@ def measure(command: str, load: Load, system: System, progress: Progress, conduc
         burst_messages=load.burst_messages,
         messages_per_s=load.messages_per_s,
         in_flight_max=load.in_flight_max,
+        readers=load.readers,
+        processes=load.processes,
+        alone_s=load.alone_s,
         partitions=system.partitions,
         file=load.file,
         outbox=load.outbox,

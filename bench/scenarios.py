@@ -21,10 +21,21 @@ from trilogue.bench.failover import KINDS, PAUSE_S, Faults, Hurt
 from trilogue.bench.floor.floor import COPIES, MESSAGE_BYTES, RATE_FRAME_BYTES, Floor, measure_floor
 from trilogue.bench.load.conversation import read_conversation
 from trilogue.bench.load.metrics import Histogram
+from trilogue.bench.load.tally import STAMPED_BYTES_MIN
 from trilogue.bench.load.workload import Workload
 from trilogue.bench.report.machine import commit, machine_facts
 from trilogue.bench.report.progress import Progress
-from trilogue.bench.report.schema import CpuUs, FailoverResult, Result, Row, Stall, spread
+from trilogue.bench.report.schema import (
+    CatchupResult,
+    CpuUs,
+    DeliveryCpuUs,
+    FailoverResult,
+    ReadingResult,
+    Result,
+    Row,
+    Stall,
+    spread,
+)
 from trilogue.bench.systems import Where, ray_nodes, scratch_directory, system
 
 THROUGHPUT_MESSAGES = 500_000
@@ -40,6 +51,15 @@ SCALE_BURST_MESSAGES = DEFAULT_LIMITS.outbox_messages_max
 WARM_UP_MESSAGES = 20_000
 WARM_UP_SHARE = 10
 PARTITIONS = 1
+FANOUT_MESSAGES = 20_000
+FANOUT_READERS = 1_000
+FANOUT_PROCESSES = 10
+READERS_MAX = 100_000
+PROCESSES_MAX = 256
+CATCHUP_MESSAGES = 1_000_000
+CATCHUP_MESSAGES_PER_S = 1_000
+CATCHUP_ALONE_S = 5.0
+RATE_MAX = 1_000_000
 FAILOVER_KILLS = 20
 FAILOVER_KILLS_MAX = 500
 FAILOVER_SESSIONS = 64
@@ -135,6 +155,73 @@ def failover(where: Where, progress: Progress, *, kills: int, kill: str, pause: 
         )
         faults = Faults(running, kind, kills, pause=pause, seed=seed)
         return _of_failover(measure("failover", load, running, progress, faults), faults.made)
+
+
+def fanout(
+    where: Where, progress: Progress, *, messages: int, readers: int, processes: int, body_bytes: int, rate: int, seed: int
+) -> Outcome:
+    """One session with many readers, who all follow it live."""
+    Workload(messages, 1, body_bytes, seed)
+    _within("--readers", readers, 1, READERS_MAX)
+    _within("--processes", processes, 1, min(readers, PROCESSES_MAX))
+    _within("--rate", rate, 0, RATE_MAX)
+    _within("--body-bytes", body_bytes, STAMPED_BYTES_MIN, DEFAULT_LIMITS.body_bytes_max)
+    settings = {"readers": readers, "processes": processes, "body_bytes": body_bytes, "offered_messages_per_s": rate or "all"}
+    with system(where, progress) as running:
+        load = Load(
+            kind="fanout", seed=seed, messages=messages, warm_up_messages=min(_warm_up(messages), 500), body_bytes=body_bytes,
+            messages_per_s=rate, readers=readers, processes=processes, settings=settings,
+        )  # fmt: skip
+        return _of_reading(measure("fanout", load, running, progress), readers, processes)
+
+
+def catchup(where: Where, progress: Progress, *, messages: int, body_bytes: int, rate: int, seed: int) -> Outcome:
+    """One reader that is far behind, and a writer that goes on meanwhile."""
+    Workload(messages, 1, body_bytes, seed)
+    _within("--rate", rate, 1, RATE_MAX)
+    _within("--body-bytes", body_bytes, STAMPED_BYTES_MIN, DEFAULT_LIMITS.body_bytes_max)
+    settings = {"behind_messages": messages, "body_bytes": body_bytes, "offered_messages_per_s": rate}
+    with system(where, progress) as running:
+        load = Load(
+            kind="catchup", seed=seed, messages=messages, body_bytes=body_bytes, messages_per_s=rate, alone_s=CATCHUP_ALONE_S,
+            settings=settings,
+        )  # fmt: skip
+        return _of_reading(measure("catchup", load, running, progress), 1, 1)
+
+
+def _of_reading(run: Run, readers: int, processes: int) -> Outcome:
+    fan, cpu_s = run.report.fan, run.report.cpu_s
+    assert fan is not None
+
+    def each(used_s: float | None) -> float | None:
+        return None if used_s is None else round(used_s / fan.deliveries * 1e6, 3)
+
+    client_s = cpu_s["client"]
+    figures: dict[str, Any] = dict(run.figures) | {
+        "rows": [],
+        "readers": readers,
+        "processes": processes,
+        "deliveries": fan.deliveries,
+        "deliveries_per_s": round(fan.deliveries / fan.seconds, 1),
+        "lag_ms": Histogram(fan.lags).latency_ms(),
+        "behind_messages_max": fan.behind_messages_max,
+        "cpu_us_per_delivery": DeliveryCpuUs(
+            writer=each(None if client_s is None else client_s - fan.readers_cpu_s),
+            readers=each(fan.readers_cpu_s),
+            session=each(cpu_s.get("session")),
+            store=each(cpu_s.get("store")),
+        ),
+    }
+    if fan.writer_alone:
+        result: Result = CatchupResult(**figures, writer_alone_ms=Histogram(fan.writer_alone).latency_ms())
+    else:
+        result = ReadingResult(**figures)
+    return Outcome(result, list(run.report.found.examples), [run], run.floor)
+
+
+def _within(option: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        raise UsageError(f"{option} {value}: between {lowest} and {highest:,}")
 
 
 def _of_failover(run: Run, made: Sequence[Hurt]) -> Outcome:

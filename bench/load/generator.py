@@ -22,6 +22,7 @@ import uvloop
 
 from trilogue.actors.protocol.errors import TrilogueError, Unavailable, UsageError
 from trilogue.bench.load.conversation import Line, compare_with_file, read_conversation
+from trilogue.bench.load.fanout import catch_up, fan_out, judge_acks
 from trilogue.bench.load.job import Ending, Found, Job, Report, Saying
 from trilogue.bench.load.metrics import CpuMeter
 from trilogue.bench.load.pouring import Acks, Item, Pulse, drip, pour
@@ -155,6 +156,32 @@ async def carry_on(job: Job, pulse: Pulse, steady: Steady, ending: asyncio.Futur
     )
 
 
+async def deliver(job: Job, pulse: Pulse) -> Report:
+    """Send to one session that others read."""
+    session = f"{job.prefix}session-0"
+    async with Client(sender=SENDER, outbox=None, address=job.address, token=job.token) as client:
+        measured = await (fan_out if job.kind == "fanout" else catch_up)(job, pulse, client, session)
+        await asyncio.sleep(0)
+    fan, cpu_s, acks = measured.fan, dict(measured.cpu_s), measured.acks
+    verdict = judge_acks(_all_acked(measured.writer.futures), session, job.copies)
+    verdict.add(Verdict(fan.found.lost, fan.found.duplicated, fan.found.reordered, fan.found.examples))
+    if cpu_s["client"] is not None:
+        cpu_s["client"] += fan.readers_cpu_s
+    return Report(
+        messages=job.messages,
+        sessions=1,
+        senders=1,
+        seconds=measured.seconds,
+        histogram=acks.histogram().encode(),
+        sampled_every=1,
+        acked_at_s=[],
+        cpu_s=cpu_s,
+        messages_by_session={"session-0": len(measured.writer.futures)},
+        found=_found(verdict),
+        fan=fan,
+    )
+
+
 async def _ending_to_come() -> asyncio.Future[Ending]:
     """What the driver will say on standard input when it is over."""
     loop = asyncio.get_running_loop()
@@ -234,9 +261,10 @@ async def run(job: Job) -> Report:
     pulse = Pulse()
     steady = Steady(job, pulse) if job.kind == "failover" else None
     ending = await _ending_to_come() if steady is not None else None
-    work = asyncio.create_task(
-        carry_out(job, pulse) if steady is None or ending is None else carry_on(job, pulse, steady, ending)
-    )
+    if steady is not None and ending is not None:
+        work = asyncio.create_task(carry_on(job, pulse, steady, ending))
+    else:
+        work = asyncio.create_task((deliver if job.kind in ("fanout", "catchup") else carry_out)(job, pulse))
     watch = asyncio.create_task(_tick(pulse, steady, ending))
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)

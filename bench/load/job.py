@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["throughput", "latency", "replay", "failover"]
+Kind = Literal["throughput", "latency", "replay", "failover", "fanout", "catchup"]
 
 
 class _Crossing(BaseModel):
@@ -22,7 +22,9 @@ class _Crossing(BaseModel):
 class Job(_Crossing):
     """One load on one system. `messages` are measured; `warm_up_messages` come before them and are verified all the same.
 
-    A `failover` sends `messages_per_s` until it is told to end, with no more than `in_flight_max` in flight.
+    A `failover` sends `messages_per_s` until it is told to end, with no more than `in_flight_max` in flight. A `fanout` has
+    `readers` in `processes`, and sends at `messages_per_s` or (0) as fast as the slowest reader takes it. A `catchup` has one
+    reader that is `messages` behind, and a writer that sends `messages_per_s`, `alone_s` seconds of it without the reader.
     """
 
     kind: Kind
@@ -38,6 +40,9 @@ class Job(_Crossing):
     burst_messages: int = 256
     messages_per_s: int = 0
     in_flight_max: int = 0
+    readers: int = 1
+    processes: int = 1
+    alone_s: float = 0.0
     partitions: int = 1
     file: str | None = None
     outbox: str | None = None
@@ -103,6 +108,22 @@ class Outages(_Crossing):
     stale_examples: list[str]
 
 
+class FanOut(_Crossing):
+    """What readers got: how many deliveries in how many seconds, how late (`Histogram.encode`'s), and what their tallies found.
+
+    `behind_messages_max` is how far the slowest of them was behind what had been acked. `writer_alone` are the writer's
+    latencies before there was a reader that has to catch up.
+    """
+
+    deliveries: int
+    seconds: float
+    lags: str
+    behind_messages_max: int
+    readers_cpu_s: float
+    found: Found
+    writer_alone: str = ""
+
+
 class Report(_Crossing):
     """What was measured. `histogram` is `Histogram.encode`'s; `acked_at_s` are the moments of the sampled acks."""
 
@@ -117,6 +138,7 @@ class Report(_Crossing):
     messages_by_session: dict[str, int]
     found: Found
     outages: Outages | None = None
+    fan: FanOut | None = None
 
 
 class Saying(_Crossing):

@@ -88,6 +88,13 @@ def plot_throughput(result: Result, curve: Curve, floor: Curve, rates: Sequence[
     _save(result, path, draw)
 
 
+def plot_reading(result: Result, curves: Mapping[str, Curve], path: Path) -> None:
+    """Two latencies by percentile: of deliveries and acks, or of a writer with and without a reader that catches up."""
+    colours = (BLUE, AMBER)
+    named = {name: (curve, colour) for (name, curve), colour in zip(curves.items(), colours, strict=True)}
+    _save(result, path, lambda figure: _percentiles(figure.subplots(), named))
+
+
 def plot_floor(result: Result, curve: Curve, path: Path) -> None:
     """The floor's latency by percentile."""
     _save(result, path, lambda figure: _percentiles(figure.subplots(), {"floor": (curve, BLUE)}))

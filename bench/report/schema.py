@@ -127,6 +127,38 @@ class FailoverResult(Result):
         return super().failed or self.stale_acks > 0
 
 
+class DeliveryCpuUs(_Strict):
+    """Microseconds of processor time a delivery, summed over all processes of the role."""
+
+    writer: float | None
+    readers: float | None
+    session: float | None
+    store: float | None
+
+
+class ReadingResult(Result):
+    """What `--json` writes for `fanout` and `catchup`, beside the rest.
+
+    `deliveries` are those of the measured span, which ends with the slowest reader's last one. `lag_ms` runs from a message's
+    hand-over until a reader's code has it: of the oldest message of each batch that a reader took. `behind_messages_max` is how
+    far the slowest reader was behind what had been acked.
+    """
+
+    readers: int
+    processes: int
+    deliveries: int
+    deliveries_per_s: float
+    lag_ms: LatencyMs
+    behind_messages_max: int
+    cpu_us_per_delivery: DeliveryCpuUs
+
+
+class CatchupResult(ReadingResult):
+    """`latency_ms` is the writer's while the reader caught up, and `writer_alone_ms` the same writer's before that."""
+
+    writer_alone_ms: LatencyMs
+
+
 def spread(values: Sequence[float]) -> Spread:
     """Median (of an even number, the higher of the two in the middle: it occurred, and it does not flatter) and longest."""
     ordered = sorted(values)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from trilogue.actors.protocol.errors import UsageError
 from trilogue.bench.report.machine import machine_line
-from trilogue.bench.report.schema import CpuUs, FailoverResult, Result
+from trilogue.bench.report.schema import CatchupResult, CpuUs, FailoverResult, ReadingResult, Result
 
 ROLES = ("client", "session", "store")
 VICTIMS = {"session": "the partition's SessionActor", "store": "a store of the partition", "supervisor": "the Supervisor"}
@@ -52,7 +52,9 @@ def headline(result: Result) -> Text:
     if result.failed:
         return Text(f"FAILED: {verdict} of {result.messages:,} messages. No figure of this run counts.", "bold red")
     answer = Text(_answer(result), "bold green")
-    if result.command != "floor":
+    if isinstance(result, ReadingResult):
+        answer.append(f" · {result.deliveries:,} deliveries checked: {verdict}", "default")
+    elif result.command != "floor":
         answer.append(f" · {_what_was_read(result)} read back: {verdict}", "default")
     return answer
 
@@ -78,6 +80,13 @@ def _answer(result: Result) -> str:
         stall, victim = result.stall_ms, VICTIMS[result.settings["kill"]]
         what = f"a pause of {victim}" if result.settings["pause_s"] else f"kill -9 of {victim}"
         return f"{stall.p50:,.0f} ms stall (p50), {stall.max:,.0f} ms at most, after {what}, {result.kills} times"
+    if isinstance(result, CatchupResult):
+        ratio = result.latency_ms.p99 / (result.writer_alone_ms.p99 or 1)
+        caught = f"{result.deliveries_per_s:,.0f} messages/s to a reader {result.behind_messages_max:,} behind"
+        return f"{caught}; the writer's p99 is {ratio:.2f} × what it is without"
+    if isinstance(result, ReadingResult):
+        rate = f"{result.deliveries_per_s:,.0f} deliveries/s to {result.readers:,} readers"
+        return f"{rate}, {result.lag_ms.p50:.0f} ms behind (p50)"
     match result.command:
         case "floor":
             return f"the floor: {floor.latency_ms_p50:.3f} ms (p50), {floor.messages_per_s:,.0f} messages/s"
@@ -100,6 +109,8 @@ def _table(result: Result) -> Table:
     latency = result.latency_ms
     if isinstance(result, FailoverResult):
         _add_stalls(table, result)
+    if isinstance(result, ReadingResult):
+        _add_deliveries(table, result)
     table.add_row(
         "rate",
         f"{result.messages_per_s:,.0f} messages/s",
@@ -137,6 +148,26 @@ def _add_stalls(table: Table, result: FailoverResult) -> None:
     epochs = [f"{of_it[0]} to {of_it[-1]}" for of_it in result.epochs if of_it]
     shown = ", ".join(epochs[:8]) + (" …" if len(epochs) > 8 else "")
     table.add_row("epochs", f"{sum(map(len, result.epochs))} acked", f"{shown}; stale acks {result.stale_acks}")
+
+
+def _add_deliveries(table: Table, result: ReadingResult) -> None:
+    lag, cpu = result.lag_ms, result.cpu_us_per_delivery
+    table.add_row(
+        "deliveries", f"{result.deliveries_per_s:,.0f} /s", f"{result.deliveries:,}; each reader's seqs and bodies checked"
+    )
+    if isinstance(result, CatchupResult):
+        alone = result.writer_alone_ms
+        table.add_row(
+            "writer alone", f"{alone.p50:.2f} ms p50", f"p99 {alone.p99:.2f}, longest {alone.max:.2f}; latency below: meanwhile"
+        )
+    else:
+        table.add_row(
+            "lag", f"{lag.p50:.1f} ms p50", f"p99 {lag.p99:.1f}, longest {lag.max:.1f}; hand-over to the reader's code"
+        )
+        table.add_row("behind", f"{result.behind_messages_max:,} messages", "the slowest reader behind what was acked, at most")
+    roles = ("writer", cpu.writer), ("readers", cpu.readers), ("session", cpu.session), ("store", cpu.store)
+    shares = ", ".join(f"{role} {'not known' if used is None else f'{_short(used)} µs'}" for role, used in roles)
+    table.add_row("a delivery", "", shares)
 
 
 def _rows(result: Result) -> Table:

@@ -41,6 +41,10 @@ def bench(*arguments: str) -> Result:
         (["scale", "--partitions", "1,x"], "like 1,2,4,8"),
         (["scale", "--partitions", "1,0"], "--partitions 0"),
         (["scale", "--nodes", "0"], "--nodes 0"),
+        (["fanout", "--readers", "0"], "--readers 0"),
+        (["fanout", "--readers", "3", "--processes", "4"], "--processes 4"),
+        (["fanout", "--body-bytes", "8"], "--body-bytes 8"),
+        (["catchup", "--rate", "0"], "--rate 0"),
         (["replay", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     ],
 )

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from types import TracebackType
 
 from trilogue.actors.protocol.errors import (
@@ -145,15 +145,26 @@ class Client:
         """The last seq of each session, 0 where there is none. Raises as `history` does."""
         return await self._reader().heads(sessions)
 
-    def subscribe(self, sessions: Sessions, after: int | None = 0) -> Subscription:
+    def subscribe(self, sessions: Sessions, after: int | None = 0, *, cursor: str | None = None) -> Subscription:
         """The session's messages after seq `after`, then those to come; `after=None`: only those to come.
 
         ``async for message in client.subscribe(…)``; in an ``async with`` it ends with the block. A mapping `{session: after}`
         follows many sessions in one subscription, tens of thousands if need be: in order in each session, in no order between
         them. However many they are, 8192 messages or 4 MiB wait here for the reader at most: one that is slow is fed from
-        history, and loses nothing. Raises `InvalidSession` and `InvalidRange`.
+        history, and loses nothing. With `cursor="name"`, what the reader has confirmed (`Subscription.confirm`) is kept in
+        the outbox's file; once there is such a cursor for a session, it says where to begin, and `after` does not.
+        Raises `InvalidSession`, `InvalidRange`, and `UsageError` for a cursor without an outbox file.
         """
-        return self._readers().subscribe(sessions, after)
+        return self._readers().subscribe(sessions, after, cursor)
+
+    def sync(self, cursors: Mapping[str, int]) -> AsyncGenerator[Message, None]:
+        """What was missed: of each session the messages after the given seq, up to its head at the time of the call.
+
+        ``async for message in client.sync({"room-42": 17, …})``: in order in each session, in no order between them, and then
+        it ends. Costs one question for the heads of all sessions, and then only those with news. The mapping is not changed:
+        note what you got, and a call that was cut short goes on from there. Raises as `heads` does.
+        """
+        return self._readers().sync(cursors)
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -213,7 +224,8 @@ class Client:
         self._connections = Connections(routes, self._outbox, self._limits, random.random, desk.on_settled)
         desk.route, desk.pump = self._connections.route, self._connections.pump
         self._reading = Reading(self._connections, self._limits)
-        self._following = Following(self._connections, self._reading, self._limits, desk.check_open)
+        keeper = self._shell if isinstance(self._shell, FileShell) else None
+        self._following = Following(self._connections, self._reading, self._limits, desk.check_open, keeper)
         await self._reach(routes)
         for lane in self._outbox.lanes.values():
             self._connections.route(lane)

@@ -11,7 +11,7 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from trilogue.actors.protocol.errors import ClientClosed, TrilogueError, UsageEr
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.client import Client
-from trilogue.client.reading.following import Sessions
+from trilogue.client.reading.following import SYNC_BATCH_MESSAGES, Sessions, some
 from trilogue.client.reading.subscription import Subscription
 
 Result = TypeVar("Result")
@@ -125,13 +125,19 @@ class SyncClient:
         """As `Client.heads`."""
         return self._call(lambda: self._client.heads(sessions))
 
-    def subscribe(self, sessions: Sessions, after: int | None = 0) -> SyncSubscription:
+    def subscribe(self, sessions: Sessions, after: int | None = 0, *, cursor: str | None = None) -> SyncSubscription:
         """As `Client.subscribe`, for ``for message in …`` and ``with …``."""
 
         async def subscribe() -> Subscription:
-            return self._client.subscribe(sessions, after)
+            return self._client.subscribe(sessions, after, cursor=cursor)
 
         return SyncSubscription(self._call(subscribe), self._call)
+
+    def sync(self, cursors: Mapping[str, int]) -> Iterator[Message]:
+        """As `Client.sync`, for ``for message in …``."""
+        messages = self._client.sync(cursors)
+        while batch := self._call(lambda: some(messages, SYNC_BATCH_MESSAGES)):
+            yield from batch
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -252,6 +258,14 @@ class SyncSubscription:
             if not self._taken:
                 raise StopIteration
         return self._taken.popleft()
+
+    def confirm(self, message: Message) -> None:
+        """As `Subscription.confirm`, and wait until it is on disk. One call for the last of many messages will do for all."""
+
+        async def confirm() -> None:
+            await self._subscription.confirm(message)
+
+        self._call(confirm)
 
     def close(self) -> None:
         """End it. May be called again."""

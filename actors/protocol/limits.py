@@ -76,7 +76,7 @@ class Limits:
     history_messages_max: int = 10_000
     history_bytes_max: int = 4 * MIB
     heads_sessions_max: int = 10_000
-    page_messages_max: int = 2048
+    page_messages_max: int = 2_048
     page_bytes_max: int = 512 * KIB
     credit_messages_max: int = 65_536
     credit_bytes_max: int = 4 * MIB

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from trilogue.actors.protocol.errors import ClientClosed, OutboxUnusable, TrilogueError
 from trilogue.actors.protocol.limits import Limits
+from trilogue.client.outbox.cursors import Cursors
 from trilogue.client.outbox.outbox import Outbox
 from trilogue.client.outbox.sqlite import Commit, LaneRow, Stored, StoredRun
 from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, Lane
@@ -77,6 +78,7 @@ class FileOutbox(Outbox):
         self._deletable_lanes: dict[Lane, None] = {}
         self._deletable_messages = self._deletable_bytes = 0
         self._retired = False
+        self._cursors = Cursors()
 
     # ------------------------------------------------------------------ opening
 
@@ -144,7 +146,7 @@ class FileOutbox(Outbox):
 
     def save(self) -> None:
         """Begin a commit of what is dirty, unless one is under way: that one's end begins the next."""
-        if self._under_way is None and self.failed is None and (self.dirty or self._rows):
+        if self._under_way is None and self.failed is None and (self.dirty or self._rows or self._cursors.due):
             self._begin()
 
     def tidy(self) -> None:
@@ -155,7 +157,7 @@ class FileOutbox(Outbox):
     @property
     def idle(self) -> bool:
         """Whether nothing is under way or due: the file may be closed."""
-        due = self.dirty or self._rows or self._released or self._deletable
+        due = self.dirty or self._rows or self._released or self._deletable or self._cursors.due
         return self._under_way is None and (self.failed is not None or not due)
 
     def _begin(self, tidying: bool = False) -> None:
@@ -187,7 +189,7 @@ class FileOutbox(Outbox):
                 [lane.session, lane.sender, outbox_id, lane.first_n + first, lane.times[first:end], lane.bodies[first:end]]
             )
         renewed = self.outbox_id if self.outbox_id != self._stored_id else None
-        commit = Commit(batch.id if saving else 0, runs, rows, delete, renewed, forget)
+        commit = Commit(batch.id if saving else 0, runs, rows, delete, renewed, forget, self._cursors.take())
         self._retired = (self._retired or any(row[4] for row in rows)) and not forget
         self._under_way = (commit, saving, marks)
         self._start(commit)
@@ -244,6 +246,7 @@ class FileOutbox(Outbox):
         self._marks_done += marks
         while self._savers and self._savers[0][0] <= self._marks_done:
             self._savers.popleft()[1](None)
+        self._cursors.committed()
         self.save()
         if self._under_way is None and self._deletable:
             self._tidy_soon()
@@ -256,6 +259,14 @@ class FileOutbox(Outbox):
             tell(self.failed)
         else:
             self._savers.append((target, tell))
+
+    def confirm(self, name: str, session: str, seq: int, tell: Callable[[TrilogueError | None], None]) -> None:
+        """A reader has handled everything up to `seq`: `tell` is called when that is in the file, or with what prevents it."""
+        if self.failed is not None:
+            tell(self.failed)
+            return
+        self._cursors.confirm(name, session, seq, tell)
+        self.save()
 
     def _move_savers(self) -> None:
         """The order of what is dirty changed: those who wait now wait for all of it."""
@@ -284,6 +295,7 @@ class FileOutbox(Outbox):
                     future.set_exception(type(error)(*error.args))
         while self._savers:
             self._savers.popleft()[1](error)
+        self._cursors.failed(error)
 
     # ------------------------------------------------------------------ settling
 

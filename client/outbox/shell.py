@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 from trilogue.actors.protocol.errors import TrilogueError, UsageError
 from trilogue.actors.protocol.limits import Limits
@@ -61,17 +62,18 @@ class FileShell:
     async def saved(self) -> None:
         """Until all that was handed over so far is in the file. Raises `OutboxUnusable`."""
         future: asyncio.Future[None] = self._loop.create_future()
-
-        def tell(error: TrilogueError | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(type(error)(*error.args))
-            else:
-                future.set_result(None)
-
-        self.outbox.when_saved(tell)
+        self.outbox.when_saved(partial(_settle, future))
         await future
+
+    async def cursors(self, name: str) -> dict[str, int]:
+        """What the reader of that name has confirmed, by session. Raises `OutboxUnusable`."""
+        return await self._thread.cursors(name)
+
+    def confirm(self, name: str, session: str, seq: int) -> asyncio.Future[None]:
+        """The reader of that name has handled everything up to `seq`: the future is done when the file says so, too."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self.outbox.confirm(name, session, seq, partial(_settle, future))
+        return future
 
     async def close(self) -> None:
         """Commit what is due and close the file. Raises `OutboxUnusable` when the disk failed."""
@@ -100,3 +102,13 @@ class FileShell:
     def _tidy(self) -> None:
         self._timer = None
         self.outbox.tidy()
+
+
+def _settle(future: asyncio.Future[None], error: TrilogueError | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(type(error)(*error.args))
+        future.exception()  # nobody has to wait for it

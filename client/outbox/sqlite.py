@@ -12,6 +12,7 @@ thread, blocks, and gives back plain lists. Rules:
 
     outbox   one row: the outbox id under which new lanes number
     lanes    (session, sender, outbox_id) -> next_n, retired
+    cursors  (name, session) -> seq: what a reader of that name has confirmed; made when it is first needed
     batches  id, payload: msgpack [[session, sender, outbox_id, first_n, [sent_at_us ...], [body ...]] ...], crc: crc32 of it
 """
 
@@ -29,6 +30,7 @@ from zlib import crc32
 import msgpack
 
 from trilogue.actors.protocol.errors import OutboxInUse, OutboxUnusable
+from trilogue.client.outbox.cursors import CursorRow
 
 APPLICATION_ID = 0x74726C67  # "trlg"
 FORMAT = 1
@@ -45,6 +47,13 @@ CREATE TABLE lanes (
 CREATE TABLE batches (id INTEGER PRIMARY KEY, payload BLOB NOT NULL, crc INTEGER NOT NULL);
 """
 
+_CURSORS = """
+CREATE TABLE IF NOT EXISTS cursors (
+    name TEXT NOT NULL, session TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (name, session)
+) WITHOUT ROWID
+"""
+_CONFIRM = "INSERT INTO cursors VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)"
+
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 LaneRow = tuple[str, str, str, int, int]  # session, sender, outbox_id, next_n, retired
@@ -60,6 +69,7 @@ class Commit(NamedTuple):
     delete: list[int]
     outbox_id: str | None  # a new one
     forget_retired: bool  # no group is left that could hold a retired lane's message
+    cursors: tuple[CursorRow, ...] = ()
 
 
 class Stored(NamedTuple):
@@ -111,10 +121,22 @@ class OutboxFile:
                 execute("DELETE FROM lanes WHERE retired = 1")
             if commit.outbox_id is not None:
                 execute("UPDATE outbox SET outbox_id = ?", (commit.outbox_id,))
+            if commit.cursors:
+                execute(_CURSORS)
+                self._database.executemany(_CONFIRM, commit.cursors)
             execute("COMMIT")
         except (sqlite3.Error, MemoryError, OSError) as error:
             with contextlib.suppress(sqlite3.Error):
                 execute("ROLLBACK")
+            raise _unusable(self.path, error) from error
+
+    def cursors(self, name: str) -> dict[str, int]:
+        """What the reader of that name has confirmed, by session. Raises `OutboxUnusable`."""
+        try:
+            if not self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'cursors'").fetchone():
+                return {}
+            return dict(self._database.execute("SELECT session, seq FROM cursors WHERE name = ?", (name,)))
+        except sqlite3.Error as error:
             raise _unusable(self.path, error) from error
 
     def close(self) -> None:

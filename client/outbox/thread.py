@@ -47,6 +47,13 @@ class OutboxThread:
         file = self._file
         self._jobs.put((lambda: file.commit(commit), self._committed))
 
+    async def cursors(self, name: str) -> dict[str, int]:
+        """What the reader of that name has confirmed, by session. Raises `OutboxUnusable`."""
+        file = self._file
+        assert file is not None
+        found: dict[str, int] = await self._call(lambda: file.cursors(name))
+        return found
+
     async def close(self) -> None:
         """Close the file and end the thread. Raises `OutboxUnusable` when the disk fails at the last moment."""
         file = self._file

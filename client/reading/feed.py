@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from trilogue.actors.protocol.errors import TrilogueError
 from trilogue.actors.protocol.ids import partition_of
@@ -41,14 +41,16 @@ class Feed:
         reading: Reading,
         limits: Limits,
         jitter: Callable[[], float],
+        places: Callable[[], Awaitable[Mapping[str, int | None]]] | None = None,
     ) -> None:
+        """`places` says after which seqs to begin, if it is known only now; then `sessions` does not count."""
         self.error: TrilogueError | None = None
         self.changed = asyncio.Event()  # for the reader: a message, or the end
         self.started = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self._buffer: deque[Message] = deque()
         self._buffer_bytes = 0
-        self._sessions = sessions
+        self._sessions, self._places = sessions, places
         self._context = connections, reading, limits, jitter
         self._window_bytes = min(WINDOW_BYTES, limits.credit_bytes_max)
         self._parts: list[Part] = []
@@ -149,6 +151,12 @@ class Feed:
 
     async def _run(self) -> None:
         connections, reading, limits, jitter = self._context
+        if self._places is not None:
+            try:
+                self._sessions = await self._places()
+            except TrilogueError as error:
+                self.failed(error)
+                return
         if not self._sessions:
             self.started.set()
             return

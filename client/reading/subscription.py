@@ -6,10 +6,11 @@ ends; its background work does not keep it alive.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
-from trilogue.actors.protocol.errors import ClientClosed
+from trilogue.actors.protocol.errors import ClientClosed, UsageError
 from trilogue.actors.protocol.messages import Message
 from trilogue.client.reading.feed import WINDOW_MESSAGES, Feed
 
@@ -21,9 +22,15 @@ class Subscription:
     It waits for ever while the system is unreachable; what ends it is an error that can never go away, or `aclose`.
     """
 
-    def __init__(self, make: Callable[[], Feed], forget: Callable[[Feed], None]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Feed],
+        forget: Callable[[Feed], None],
+        confirm: Callable[[str, int], asyncio.Future[None]] | None = None,
+    ) -> None:
         self._make = make
         self._forget = forget
+        self._confirm = confirm
         self._feed: Feed | None = None
         self._closed = False
 
@@ -48,6 +55,18 @@ class Subscription:
         For readers that are in a hurry: a batch costs what a single message does.
         """
         return (await self._filled()).take(messages_max)
+
+    def confirm(self, message: Message) -> asyncio.Future[None]:
+        """This message was handled, and all before it in its session: whoever subscribes with this cursor next begins after it.
+
+        It is written at once; confirmations that come meanwhile share the next write. Await the future to know that it is on
+        disk: from then on the message is never delivered again under this cursor, crash or not. What was not confirmed is
+        delivered again, so handle a message first. The future fails with `OutboxUnusable`. Raises `UsageError` for a
+        subscription without a cursor.
+        """
+        if self._confirm is None:
+            raise UsageError('there is nothing to confirm without a cursor: give subscribe(..., cursor="a name")')
+        return self._confirm(message.session, message.seq)
 
     async def _filled(self) -> Feed:
         """The feed, as soon as a message waits in it."""

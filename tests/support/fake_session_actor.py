@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
+from trilogue.actors.protocol.subscriptions import MESSAGE_COST_BYTES
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.server import Server
 from trilogue.actors.wire import Connection
@@ -77,7 +78,7 @@ class FakeSessionActor:
         self.heard: list[list[Any]] = []
         self.submitter: Connection | None = None  # the last connection that submitted something
         self.subscriptions: dict[tuple[int, str], tuple[Connection, int]] = {}  # id, session -> connection, at
-        self.credit: dict[int, int] = {}  # of each subscription, in messages
+        self.credit: dict[int, list[int]] = {}  # of each subscription, in messages and in bytes
         self._held: list[tuple[Connection, list[Any]]] = []
         info = {"role": "session", "name": f"session-{partition}", "cluster": "test"}
         self.server = Server(TOKEN, info, self._on_message, self._on_opened, lambda connection, reason: None, limits)
@@ -155,9 +156,9 @@ class FakeSessionActor:
                 self.cluster.skips |= {(s, i, n) for s, i, n in numbers}
                 acks = [[s, i, n, 1, 0, False] for s, i, n in numbers]
                 self._answer(connection, [Say.ACKED, self.epoch, 3, acks])
-            case [Say.CREDIT, number, messages, _]:
+            case [Say.CREDIT, number, messages, size]:
                 if number in self.credit:
-                    self.credit[number] += messages
+                    self._give(number, messages, size)
                     self._feed()
             case [Say.UNSUBSCRIBE, number]:
                 self.credit.pop(number, None)
@@ -182,8 +183,8 @@ class FakeSessionActor:
                 return [self.runs(session, max(head - min(last, self.page_messages), 0), last), head]
             case Say.HEADS, [sessions]:
                 return [self._head(session) for session in sessions]
-            case Say.SUBSCRIBE, [number, sessions, messages, _]:
-                self.credit[number] = self.credit.get(number, 0) + messages
+            case Say.SUBSCRIBE, [number, sessions, messages, size]:
+                self._give(number, messages, size)
                 begun = []
                 for session, after in sessions:
                     begun.append(self._head(session) if after is None else after)
@@ -227,9 +228,19 @@ class FakeSessionActor:
         else:
             connection.send(message)
 
+    def _give(self, number: int, messages: int, size: int) -> None:
+        before = self.credit.setdefault(number, [0, 0])
+        self.credit[number] = [before[0] + messages, before[1] + size]
+
     def _feed(self) -> None:
         for (number, session), (connection, at) in list(self.subscriptions.items()):
-            if runs := self.runs(session, at, self.credit[number]):
-                self.subscriptions[number, session] = (connection, at + len(runs))
-                self.credit[number] -= len(runs)
-                connection.send([Say.DELIVER, [number], runs])
+            credit, due = self.credit[number], []
+            for run in self.runs(session, at, max(credit[0], 0)):
+                if credit[1] <= 0:
+                    break
+                due.append(run)
+                credit[0] -= 1
+                credit[1] -= len(run[7][0]) + MESSAGE_COST_BYTES
+            if due:
+                self.subscriptions[number, session] = (connection, at + len(due))
+                connection.send([Say.DELIVER, [number], due])

@@ -22,7 +22,7 @@ from typing import Any, Final
 from trilogue.actors.protocol.errors import NotAuthorized, ProtocolError, Unavailable
 from trilogue.actors.protocol.vocabulary import Say
 
-VERSION: Final = 1
+VERSION: Final = 2
 NONCE_BYTES: Final = 32
 
 

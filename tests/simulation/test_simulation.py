@@ -69,6 +69,7 @@ TRANSITIONS = [
     "gave up: its writer is alive", "gave up: a store refuses the fence", "fault: the source of a tail was lost",
     "fault: the connection to a joining store was half open", "fault: an owner stood still in a change",
     "client: a number given up", "client: a number too early", "client: an old retry",
+    "client: a delivery for several readers",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from trilogue.actors.protocol.replication import AskFence, AskJoin, CompareAndSe
 from trilogue.actors.protocol.sequencer import Sequencer
 from trilogue.actors.protocol.store import StoreState, Tell, WriteFence
 from trilogue.actors.protocol.submissions import Answered, Readable, Recall, Refusal, Refused
-from trilogue.actors.protocol.subscriptions import Subscriptions
+from trilogue.actors.protocol.subscriptions import Deliver, Subscriptions
 from trilogue.actors.protocol.takeover import Takeover, _Phase
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.protocol.writer import PartitionWriter
@@ -389,7 +389,29 @@ def _drop_without_credit(self: Any, runs: Any) -> list[Any]:
     return _on_committed(self, runs)
 
 
-_on_committed = Subscriptions._on_committed
+def _skip_one_of_a_group(self: Any, runs: Any) -> list[Any]:
+    return [
+        effect._replace(subscriptions=effect.subscriptions[:-1])
+        if isinstance(effect, Deliver) and len(effect.subscriptions) > 1
+        else effect
+        for effect in _on_committed(self, runs)
+    ]
+
+
+def _one_gets_the_page(self: Any, event: Any) -> list[Any]:
+    for place in self._pages.get((event.session, event.after), [])[1:]:
+        place.at = event.after + sum(len(run.bodies) for run in event.runs)
+    return _on_page(self, event)
+
+
+def _live_while_a_page_is_read(self: Any, runs: Any) -> list[Any]:
+    for place in self._by_session.get(runs[0].session, {}).values():
+        place.waits = False
+        place.at = max(place.at, runs[0].first_seq - 1)
+    return _on_committed(self, runs)
+
+
+_on_committed, _on_page = Subscriptions._on_committed, Subscriptions._on_page
 
 
 def _arrival_order(self: Any, runs: Any) -> list[Any]:
@@ -412,7 +434,7 @@ def _early_is_next(self: Any, run: Any) -> None:
 
 def _cursor_first(self: Any, reader: Any, runs: Any, arrived: Any = ClientProcess._arrived) -> None:
     arrived(self, reader, runs)
-    self.file.cursors[reader.session] = reader.inbox.at
+    self.file.cursors[reader.cursor] = reader.inbox.at
 
 
 def _submit_unsaved(self: Any, save: Any = FileOutbox.save) -> None:
@@ -605,6 +627,24 @@ OWN: dict[str, Bug] = {
     "credit_drops": Bug(
         "a subscription without credit leaves out what it cannot send",
         [(Subscriptions, "_on_committed", _drop_without_credit)],
+        "readers",
+        50,
+    ),
+    "group_skips_one": Bug(
+        "a delivery to several subscriptions leaves one of them out",
+        [(Subscriptions, "_on_committed", _skip_one_of_a_group)],
+        "readers",
+        50,
+    ),
+    "page_for_one": Bug(
+        "of those that share a page only the first one gets it",
+        [(Subscriptions, "_on_page", _one_gets_the_page)],
+        "readers",
+        200,
+    ),
+    "leaps_to_live": Bug(
+        "a slow reader is fed live again before its pages have come",
+        [(Subscriptions, "_on_committed", _live_while_a_page_is_read)],
         "readers",
         50,
     ),

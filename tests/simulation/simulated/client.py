@@ -74,15 +74,28 @@ class Answer:
 
 
 class Reader:
-    """A program that follows one session: its inbox, what waits for it, and its cursor."""
+    """A program's place in one session: its inbox, what waits for it, and its cursor."""
 
-    def __init__(self, session: str, after: int) -> None:
-        self.session = session
+    def __init__(self, name: str, session: str, after: int, cursor: str, group: Group) -> None:
+        self.name, self.session, self.cursor, self.group = name, session, cursor, group
         self.inbox = Inbox(after, CREDIT)
         self.buffer: deque[Message] = deque()
+        self.asking = False
+
+
+class Group:
+    """One subscription: one reader for each of its sessions, and one credit for all of them. A slow one gives it late."""
+
+    def __init__(self, slow: bool) -> None:
+        self.readers: dict[str, Reader] = {}
+        self.slow = slow
         self.number = 0
         self.outstanding = 0
-        self.asking = False
+
+    @property
+    def room(self) -> int:
+        """How many more it takes."""
+        return CREDIT - self.outstanding - sum(len(reader.buffer) for reader in self.readers.values())
 
 
 class ClientProcess(Process):
@@ -103,9 +116,9 @@ class ClientProcess(Process):
         self._heard_at = 0
         self._woken = False
         self._numbers = 0
-        self.readers = {session: Reader(session, file.cursors.get(session, 0)) for session in sessions}
-        for reader in self.readers.values():
-            world.history.append(("opened", world.now, name, reader.session, reader.inbox.at))
+        self.readers: list[Reader] = []
+        self.groups = [self._follow(name, [session]) for session in sessions]
+        self.groups.append(self._follow(f"{name} all", sessions))
         for lane in self.outbox.lanes.values():
             for k, body in enumerate(lane.bodies):
                 lane.futures[k] = Answer(self, lane, lane.first_n + k)
@@ -113,6 +126,17 @@ class ClientProcess(Process):
             self.flow.add(lane)
         world.at(0, self, self._connect)
         world.at(TICK_MS, self, self._tick)
+
+    def _follow(self, name: str, sessions: list[str]) -> Group:
+        """A program that reads these sessions in one subscription, from where its cursors stand."""
+        group = Group(slow=name != self.name)
+        for session in sessions:
+            cursor = f"{name}: {session}"
+            reader = Reader(name, session, self.file.cursors.get(cursor, 0), cursor, group)
+            group.readers[session] = reader
+            self.readers.append(reader)
+            self.world.history.append(("opened", self.world.now, name, session, reader.inbox.at))
+        return group
 
     @property
     def unanswered(self) -> int:
@@ -210,8 +234,8 @@ class ClientProcess(Process):
         if link is self.link:
             self.link = None
             self.flow.closed()
-            for reader in self.readers.values():
-                reader.number = 0
+            for group in self.groups:
+                group.number = 0
             self.world.at(self.world.rng.randrange(1, 20), self, self._connect)
 
     def _tick(self) -> None:
@@ -263,15 +287,15 @@ class ClientProcess(Process):
                 if self.answers.refused(self.world.now / SCALE, epoch, refusals):
                     link.close(self)
             case [Say.DELIVER, numbers, raw]:
-                for reader in self.readers.values():
-                    if reader.number in numbers:
-                        number = reader.number
-                        runs = runs_of(reader.session, raw)
-                        for run in runs:
-                            fact = (self.name, number, run.session, run.first_seq, len(run.bodies))
-                            self.world.history.append(("pushed", self.world.now, *fact))
-                        reader.outstanding -= sum(len(run.bodies) for run in runs)
-                        self._arrived(reader, runs)
+                for group in [group for group in self.groups if group.number in numbers]:
+                    reader = group.readers[raw[0][1]]
+                    runs = runs_of(reader.session, raw)
+                    for run in runs:
+                        fact = (reader.name, group.number, run.session, run.first_seq, len(run.bodies))
+                        self.world.history.append(("pushed", self.world.now, *fact))
+                    group.outstanding -= sum(len(run.bodies) for run in runs)
+                    self._arrived(reader, runs)
+                self.world.count("client: a delivery for several readers" if len(numbers) > 1 else "client: a delivery")
         self._pump()
 
     def _note_acks(self, runs: list[Any]) -> None:
@@ -288,34 +312,36 @@ class ClientProcess(Process):
     # ------------------------------------------------------------------ readers
 
     def _subscribe_all(self) -> None:
-        for reader in self.readers.values():
-            if not reader.number:
-                self._subscribe(reader)
+        for group in self.groups:
+            if not group.number:
+                self._subscribe(group)
 
-    def _subscribe(self, reader: Reader) -> None:
+    def _subscribe(self, group: Group) -> None:
         link = self.link
         if link is None:
             return
         self._numbers += 1
-        reader.number = number = self._numbers
-        reader.outstanding = max(CREDIT - len(reader.buffer), 1)
-
-        fact = (self.name, number, reader.session, reader.inbox.at)
+        group.number = number = self._numbers
+        group.outstanding = 0
+        group.outstanding = max(group.room, 1)
 
         def then(answer: Any) -> None:
-            if (answer is None or answer[0]) and reader.number == number:
-                reader.number = 0
+            if (answer is None or answer[0]) and group.number == number:
+                group.number = 0
 
-        self.world.history.append(("subscribed", self.world.now, *fact))
-
-        link.request(self, Say.SUBSCRIBE, number, [[reader.session, reader.inbox.at]], reader.outstanding, BYTES, then=then)
+        places = []
+        for reader in group.readers.values():
+            places.append([reader.session, reader.inbox.at])
+            fact = (reader.name, number, reader.session, reader.inbox.at)
+            self.world.history.append(("subscribed", self.world.now, *fact))
+        link.request(self, Say.SUBSCRIBE, number, places, group.outstanding, BYTES, then=then)
 
     def _arrived(self, reader: Reader, runs: list[Run]) -> None:
         reader.buffer.extend(reader.inbox.add(runs))
         if reader.inbox.missing is not None:
             after, upto = reader.inbox.missing
             self._ask_page(reader, after, min(CREDIT, upto - after))
-        if self.world.rng.random() < 0.5:
+        if self.world.rng.random() < (0.1 if reader.group.slow else 0.5):
             self.world.at(self.world.rng.randrange(0, 60), self, self._take, reader)
 
     def _ask_page(self, reader: Reader, after: int, limit: int) -> None:
@@ -333,12 +359,12 @@ class ClientProcess(Process):
 
     def ask_for_a_page(self, dice: Random) -> None:
         """The program reads a page beside its subscription: it may overlap, or come too early."""
-        reader = self.readers[dice.choice(self.sessions)]
+        reader = dice.choice(self.readers)
         self._ask_page(reader, reader.inbox.at + dice.randrange(0, 4), dice.randrange(1, 8))
 
     def take_messages(self, dice: Random) -> None:
         """The program takes what waits for it."""
-        self._take(self.readers[dice.choice(self.sessions)])
+        self._take(dice.choice(self.readers))
 
     def _take(self, reader: Reader) -> None:
         """Hand on what waits, and move the cursor after that."""
@@ -347,19 +373,19 @@ class ClientProcess(Process):
             handed_on.append(reader.buffer.popleft())
         for message in handed_on:
             fact = (message.session, message.seq, message.sender_id, message.n, message.body)
-            self.world.history.append(("delivered", self.world.now, self.name, *fact))
-        if handed_on and reader.session in self.readers:
+            self.world.history.append(("delivered", self.world.now, reader.name, *fact))
+        if handed_on:
             self.world.at(self.world.rng.randrange(0, 4), self, partial(self._move_cursor, reader, handed_on[-1].seq))
-        self._top_up(reader)
+        self._top_up(reader.group)
 
     def _move_cursor(self, reader: Reader, seq: int) -> None:
-        self.file.cursors[reader.session] = seq
+        self.file.cursors[reader.cursor] = seq
 
-    def _top_up(self, reader: Reader) -> None:
-        room = CREDIT - reader.outstanding - len(reader.buffer)
-        if room > 0 and reader.number and self.link is not None:
-            reader.outstanding += room
-            self.link.send(self, [Say.CREDIT, reader.number, room, BYTES])
+    def _top_up(self, group: Group) -> None:
+        room = group.room
+        if room > 0 and group.number and self.link is not None:
+            group.outstanding += room
+            self.link.send(self, [Say.CREDIT, group.number, room, BYTES])
 
     def read_on(self, dice: Random) -> None:
         """A page of the history, for its own sake."""
@@ -382,5 +408,5 @@ class ClientProcess(Process):
         """The faults are over: take everything, and subscribe where that had failed."""
         if self.flow.is_open:
             self._subscribe_all()
-        for reader in self.readers.values():
+        for reader in self.readers:
             self._take(reader)

@@ -62,6 +62,7 @@ SPARE = "it is a spare"
 HISTORY_MESSAGES_MAX = 4
 PAGE_BYTES_MAX = 400
 CREDIT_BYTES_MAX = 1_000
+FULL_SOCKETS = 0.05
 
 
 class SessionProcess(Process):
@@ -485,8 +486,15 @@ class SessionProcess(Process):
             if isinstance(effect, Deliver):
                 link: Any = effect.source
                 link.send(self, [Say.DELIVER, effect.subscriptions, effect.runs])
+                if self.world.rng.random() < FULL_SOCKETS:
+                    self.subscriptions.handle(subscriptions.Blocked(link))
+                    self.world.at(self.world.rng.randrange(1, 50), self, self._free, link)
             else:
                 self._read_page(effect)
+
+    def _free(self, link: Any) -> None:
+        if not link.is_closed(self):
+            self._tell(self.subscriptions.handle(subscriptions.Freed(link)))
 
     def _read_page(self, order: ReadPage) -> None:
         """A page for subscriptions; asked again while no store answers, as long as somebody waits for it."""

@@ -248,12 +248,12 @@ class Story(Faults):
             self.run_until(self.now + 50)
         for client in self.clients:
             client.settle()
-            for reader in client.readers.values():
-                self.history.append(("followed", self.now, client.name, reader.session, reader.inbox.at))
+            for reader in client.readers:
+                self.history.append(("followed", self.now, reader.name, reader.session, reader.inbox.at))
 
     def _has_read_all(self, client: ClientProcess) -> bool:
         heads = [one.sequencer.head for one in self.owners if one.open]
-        readers = client.readers.values()
+        readers = client.readers
         return bool(heads) and all(reader.inbox.at >= head(reader.session) for reader in readers for head in heads)
 
 

@@ -1,11 +1,13 @@
-"""A reader that stops reading for a minute under full load costs at most 64 MB on either side, and loses nothing (G7).
+"""A reader that stops reading under full load costs at most 64 MB on either side, and loses nothing (G7).
 
 Two of them: a program that takes no messages while its client goes on, and a process that is stopped: its socket fills up.
+What they cost is reached within seconds; `TRILOGUE_PAUSE_S=60` lets them stop for a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from trilogue.client import Client, Overloaded
 
 pytestmark = pytest.mark.long
 
-PAUSE_S = 60.0
+PAUSE_S = float(os.environ.get("TRILOGUE_PAUSE_S") or 20)
 MESSAGES_PER_S = 5_000
 BODY_BYTES = 4_096
 LAST_SEQ = int(MESSAGES_PER_S * (PAUSE_S + 10))
@@ -78,7 +80,7 @@ async def pour(system: LocalSystem) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_reader_that_stops_for_a_minute_costs_little_and_loses_nothing_g7() -> None:
+def test_a_reader_that_stops_costs_little_and_loses_nothing_g7() -> None:
     with LocalSystem(1) as system:
         writer = psutil.Process(system.pid_of("session-0"))
         idle, stopped = Reader(system), Reader(system)

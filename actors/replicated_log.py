@@ -135,6 +135,12 @@ class ReplicatedLog:
         return log.last_index + 1 if log is not None and log.has_room else 0
 
     @property
+    def is_idle(self) -> bool:
+        """Whether a frame may be proposed now, and all frames are committed."""
+        log = self._log
+        return log is not None and log.last_index == log.committed
+
+    @property
     def members(self) -> list[str]:
         """The names of the stores that every frame goes to."""
         return [member.name for member in self._log.members] if self._log is not None else []

@@ -234,7 +234,9 @@ class SessionActor:
                 raise ProtocolError(f"partition {self._partition} is not open: wait for OPEN before you submit")
             if effects := self._sequencer.submit(connection, runs, time.time_ns() // 1000):
                 self._run_effects(effects)
-            if not self._cut_is_due:  # `_schedule_cut` without its call: 0.1 µs, in cold caches 0.3
+            if self._log.is_idle:  # nothing is on its way that this could wait for: it leaves at once
+                self._cut_now()
+            elif not self._cut_is_due:  # `_schedule_cut` without its call: 0.1 µs, in cold caches 0.3
                 self._cut_is_due = True
                 self._loop.call_soon(self._cut)
             return

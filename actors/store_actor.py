@@ -411,16 +411,19 @@ class StoreActor:
             except JournalFull:
                 self._on_full(tells)
                 return
-            for write, position in zip(writes, positions, strict=True):
-                if isinstance(write, WriteFrame):
-                    places = self._places.get(write.partition) or self._places_of(write.partition)
-                    places.take(write.frame_index, position)
-                elif isinstance(write, WriteFill):
-                    self._places_of(write.partition).fill(write.frame_index, position, write.base)
-                elif isinstance(write, WriteJoin) and write.kept is not None:
-                    self._places_of(write.partition).join(write.first, write.kept, write.base)
+        else:
+            positions = []
         for source, message, _ in tells:
             source.send(message)
+        # Only now: whoever waits for an answer waits for the disk and nothing else, and nobody reads in this turn of the loop.
+        for write, position in zip(writes, positions, strict=True):
+            if isinstance(write, WriteFrame):
+                places = self._places.get(write.partition) or self._places_of(write.partition)
+                places.take(write.frame_index, position)
+            elif isinstance(write, WriteFill):
+                self._places_of(write.partition).fill(write.frame_index, position, write.base)
+            elif isinstance(write, WriteJoin) and write.kept is not None:
+                self._places_of(write.partition).join(write.first, write.kept, write.base)
 
     def _on_full(self, tells: list[Tell]) -> None:
         """Nothing of this batch is on disk: who asked is told, and the memory of it ends with this process."""

@@ -15,6 +15,13 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 
 import simulated.bugs as planted
+from simulated.register_bugs import (
+    REGISTER_BUGS,
+    REGISTER_MODEL,
+    REGISTER_OWN,
+    first_register_anomaly,
+    plant_in_register,
+)
 from simulated.shrink import anomalies_of, kind_of
 
 TABLE = Path(__file__).with_name("BUGS.md")
@@ -27,7 +34,7 @@ HEAD = """\
 Each bug takes one rule out of the product; the simulation plays the stories of one profile, from seed 0 on, until something is
 wrong. *Seeds* is how many stories that took, *at most* how many the test allows. *By the judge alone*: the same with the
 product's own invariants taken out (400 stories at most), so that only what clients, readers and the witness see can find it.
-The register's bugs have a simulation of their own (`test_register_simulation.py`).
+The register's bugs have a simulation of their own (`test_register_simulation.py`), always judged without the invariants.
 Made by `make bugs` (`tests/simulation/bug_table.py`); a test compares the names with the code.
 
 """
@@ -35,6 +42,11 @@ Made by `make bugs` (`tests/simulation/bug_table.py`); a test compares the names
 COLUMNS = """\
 | bug | what it does | profile | seeds (at most) | found as | by the judge alone |
 |---|---|---|---|---|---|
+"""
+
+REGISTER_COLUMNS = """\
+| bug | what it does | seeds (at most) | found as, by the judge alone |
+|---|---|---|---|
 """
 
 
@@ -63,12 +75,20 @@ def first_anomaly(name: str, without_invariants: bool = False) -> Found:
     return Found(0, "")
 
 
-def row(name: str, found: Found, alone: Found) -> str:
-    """One line of the table."""
-    bug = planted.BUGS[name]
+def row(name: str) -> tuple[bool, str]:
+    """Whether it was found, and one line of the table. Leaves the bug planted: call it in a process of its own."""
+    bug, found, alone = planted.BUGS[name], first_anomaly(name), first_anomaly(name, without_invariants=True)
     what = bug.what + (" (in the glue)" if bug.glue else "")
     seeds = f"{found.seeds or '**none**'} ({bug.seeds})"
-    return f"| `{name}` | {what} | {bug.profile} | {seeds} | {kind_of(found.anomaly)} | {alone} |"
+    return found.seeds > 0, f"| `{name}` | {what} | {bug.profile} | {seeds} | {kind_of(found.anomaly)} | {alone} |"
+
+
+def register_row(name: str) -> tuple[bool, str]:
+    """As `row`, for the register's table."""
+    bug = REGISTER_BUGS[name]
+    plant_in_register(name, setattr)
+    seeds, anomaly = first_register_anomaly(name)
+    return seeds > 0, f"| `{name}` | {bug.what} | {seeds or '**none**'} ({bug.seeds}) | {kind_of(anomaly)} |"
 
 
 def table(rows: dict[str, str]) -> str:
@@ -79,6 +99,8 @@ def table(rows: dict[str, str]) -> str:
         ("Of stores, sequencer, client and readers", planted.OWN),
     ):
         parts.append(f"## {title}\n\n{COLUMNS}" + "\n".join(rows[name] for name in names) + "\n\n")
+    for title, names in (("The register's model's six", REGISTER_MODEL), ("Of the register", REGISTER_OWN)):
+        parts.append(f"## {title}\n\n{REGISTER_COLUMNS}" + "\n".join(rows[name] for name in names) + "\n\n")
     absent = "\n".join(f"- `{name}`: {why}." for name, why in planted.ABSENT.items())
     return "".join(parts) + f"Not planted:\n\n{absent}\n"
 
@@ -94,17 +116,16 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="BUG", help="these alone; the other rows stay (default: all)")
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
-    names = asked.names or list(planted.BUGS)
+    names = asked.names or [*planted.BUGS, *REGISTER_BUGS]
     rows = rows_of(TABLE.read_text()) if asked.names and TABLE.exists() else {}
     missing = []
     with ProcessPoolExecutor(asked.processes, max_tasks_per_child=1) as pool:
-        runs = [(pool.submit(first_anomaly, name), pool.submit(first_anomaly, name, True)) for name in names]
-        for name, (first, second) in zip(names, runs, strict=True):
-            found, alone = first.result(), second.result()
-            rows[name] = row(name, found, alone)
+        runs = [pool.submit(register_row if name in REGISTER_BUGS else row, name) for name in names]
+        for name, run in zip(names, runs, strict=True):
+            was_found, rows[name] = run.result()
             print(rows[name], flush=True)
-            missing += [name] if not found.seeds else []
-    TABLE.write_text(table({**dict.fromkeys(planted.BUGS, ""), **rows}))
+            missing += [] if was_found else [name]
+    TABLE.write_text(table({**dict.fromkeys([*planted.BUGS, *REGISTER_BUGS], ""), **rows}))
     print(f"{len(names)} bugs, not found: {', '.join(missing) or 'none'}; see {TABLE}")
     return int(bool(missing))
 

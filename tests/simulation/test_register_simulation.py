@@ -5,68 +5,14 @@ Every planted bug must be noticed within its seeds: a net that no bug was ever c
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from simulated.register_bugs import REGISTER_BUGS, first_register_anomaly, plant_in_register
 from simulated.register_judge import Judge
 from simulated.register_world import World
 
-from trilogue.actors.protocol.register import charter as charters
-from trilogue.actors.protocol.register import proposal as proposals
-from trilogue.actors.protocol.register import votes
-from trilogue.actors.protocol.register.proposal import CompareAndSet, NotInForce, Proposal, Settled
-from trilogue.actors.protocol.register.votes import Ballot, Ballots, Cell, Vote
-
 CHUNKS, CHUNK_SEEDS = 4, 500
-
-
-class Bug(NamedTuple):
-    """`patches` are put in place; an anomaly must show within the first `seeds` seeds."""
-
-    patches: list[tuple[Any, str, Any]]
-    seeds: int
-
-
-def _tie_is_a_promise(cell: Cell, ballot: Ballot) -> tuple[Cell | None, Vote]:
-    if ballot < cell.promised or ballot == votes.NO_BALLOT:
-        return None, Vote(False, *cell)
-    return cell._replace(promised=ballot), Vote(True, ballot, cell.accepted, cell.value)
-
-
-def _same_ballots(self: Any) -> Ballot:
-    self._n += 1
-    return Ballot(self._n, "p")
-
-
-def _promise_is_not_kept(cell: Cell, ballot: Ballot, prepare: Any = votes.prepare) -> tuple[Cell | None, Vote]:
-    return None, prepare(cell, ballot)[1]
-
-
-def _silence_is_no(self: Any, again: Any = Proposal._again) -> list[Any]:
-    self._phase = proposals._Phase.OVER
-    if isinstance(self._operation, CompareAndSet):
-        return [Settled(NotInForce(-1, None, False))]
-    effects: list[Any] = again(self)
-    return effects
-
-
-def _retry_says_no(self: Any, version: int, data: bytes | None) -> NotInForce:
-    return NotInForce(version, data, False)
-
-
-def _one_voice_is_in_force(self: Any, old: Any, new: Any, then: Any, in_force: bool, propose: Any = Proposal._propose) -> Any:
-    return propose(self, old, new, then, in_force or self._phase is proposals._Phase.LOOK)
-
-
-BUGS = {
-    "old_charter_ok": Bug([(proposals, "_marked", lambda value: value)], 40),
-    "ballot_reuse": Bug([(votes, "prepare", _tie_is_a_promise), (Ballots, "draw", _same_ballots)], 60),
-    "amnesia": Bug([(charters, "takes_part", lambda *_: True)], 40),
-    "promise_unsynced": Bug([(votes, "prepare", _promise_is_not_kept)], 60),
-    "timeout_is_no": Bug([(Proposal, "_again", _silence_is_no)], 20),
-    "retry_says_no": Bug([(Proposal, "_not_in_force", _retry_says_no)], 150),
-    "one_voice_is_in_force": Bug([(Proposal, "_propose", _one_voice_is_in_force)], 60),
-}
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -96,17 +42,11 @@ def test_same_seed_makes_the_same_schedule() -> None:
     assert first.judge.votes
 
 
-def first_anomaly(bug: Bug) -> str:
-    return next((f"seed {seed}: {found[0]}" for seed in range(bug.seeds) if (found := World(seed).play())), "")
-
-
-@pytest.mark.parametrize("name", BUGS)
-def test_planted_bug_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (votes, charters, proposals):  # by the judge alone
-        monkeypatch.setattr(module, "require", lambda *_: None)
-    for owner, attribute, replacement in BUGS[name].patches:
-        monkeypatch.setattr(owner, attribute, replacement)
-    assert first_anomaly(BUGS[name]), f"{name!r} was not noticed in {BUGS[name].seeds} seeds"
+@pytest.mark.parametrize("name", REGISTER_BUGS)
+def test_planted_bug_is_caught_by_the_judge_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_in_register(name, monkeypatch.setattr)
+    seeds, _ = first_register_anomaly(name)
+    assert seeds, f"{name!r} was not noticed in {REGISTER_BUGS[name].seeds} seeds"
 
 
 # ---------------------------------------------------------------------- the judge itself

@@ -19,6 +19,7 @@ from bug_table import TABLE, first_anomaly
 from simulated.bugs import ABSENT, BUGS, CAUGHT_BY_THE_JUDGE_ALONE, LOG_MODEL
 from simulated.checker import judge
 from simulated.plan import FAULTS
+from simulated.register_bugs import REGISTER_BUGS, REGISTER_MODEL
 from simulated.shrink import anomalies_of, shrunk
 from simulated.story import Story, play
 from soak import play_chunk
@@ -131,7 +132,8 @@ def test_the_judge_finds_it_without_the_products_own_invariants(pool: ProcessPoo
 def test_the_table_of_bugs_names_those_of_the_code() -> None:
     lines = TABLE.read_text().splitlines()
     named = [line.split("`")[1] for line in lines if line.startswith("| `")]
-    assert named == list(BUGS)
+    assert named == [*BUGS, *REGISTER_BUGS]
+    assert len(REGISTER_MODEL) == 6
     assert [line.split("`")[1] for line in lines if line.startswith("- `")] == list(ABSENT)
     assert len(LOG_MODEL) + len(ABSENT) == 20
     assert "none" not in "".join(line for line in lines if line.startswith("| `"))

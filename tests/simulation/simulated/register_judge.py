@@ -14,7 +14,7 @@ NEXT = "charter"
 
 
 class Judge:
-    """Notes facts in the order in which they happen; `anomalies` says what cannot be."""
+    """Notes facts in the order in which they happen; `anomalies` says what cannot be: its kind, then the case."""
 
     def __init__(self, founders: set[str]) -> None:
         self.anomalies: list[str] = []
@@ -28,7 +28,7 @@ class Judge:
         """An acceptor said yes."""
         known, who = self.votes.setdefault((number, key, ballot), (value, set()))
         if known != value:
-            self.anomalies.append(f"one ballot {ballot}, two values of {key}: {known} and {value}")
+            self.anomalies.append(f"two values: one ballot {ballot}, two values of {key}: {known} and {value}")
             return
         members = self.charters.get(number, set())
         if acceptor not in members:
@@ -41,9 +41,9 @@ class Judge:
         name = f"{key}@{number}" if key == NEXT else key
         versions = self.chosen.setdefault(name, {0: b""})
         if versions.setdefault(version, data) != data:
-            self.anomalies.append(f"version {version} of {name} is both {versions[version]!r} and {data!r}")
+            self.anomalies.append(f"forked: version {version} of {name} is both {versions[version]!r} and {data!r}")
         if data in self.never:
-            self.anomalies.append(f"{data!r} was reported as never done, and is there")
+            self.anomalies.append(f"denied: {data!r} was reported as never done, and is there")
         if key == NEXT and version:
             following, acceptors = msgpack.unpackb(data)
             self.charters[following] = set(acceptors.values())
@@ -54,9 +54,9 @@ class Judge:
 
     def _is_there(self, what: str, name: str, version: int, data: bytes | None, floor: int) -> None:
         if self.chosen.get(name, {0: b""}).get(version) != (data or b""):
-            self.anomalies.append(f"{what} {version} of {name}, which was never in force: {data!r}")
+            self.anomalies.append(f"invented: {what} {version} of {name}, which was never in force: {data!r}")
         if version < floor:
-            self.anomalies.append(f"{what} {version} of {name}, when {floor} had been in force before the question")
+            self.anomalies.append(f"stale: {what} {version} of {name}, when {floor} had been in force before the question")
 
     def found(self, name: str, version: int, data: bytes | None, floor: int) -> None:
         """A read was answered."""
@@ -67,7 +67,7 @@ class Judge:
         """A compare-and-set was told that it is done."""
         self.done += 1
         if version != wanted + 1 or self.chosen.get(name, {}).get(version) != data:
-            self.anomalies.append(f"yes to version {version} of {name} without a majority")
+            self.anomalies.append(f"no majority: yes to version {version} of {name} without a majority")
 
     def not_in_force(
         self, name: str, wanted: int, own: bytes, version: int, data: bytes | None, tried: bool, floor: int
@@ -75,7 +75,7 @@ class Judge:
         """A compare-and-set was told of another version; if not `tried`, that its own was never in force and never will be."""
         self.refused += 1
         if version == wanted:
-            self.anomalies.append(f"no to a change of version {wanted} of {name}, which is in force")
+            self.anomalies.append(f"refused: no to a change of version {wanted} of {name}, which is in force")
         self._is_there("told", name, version, data, floor)
         if not tried:
             self.said_never(own)
@@ -84,4 +84,4 @@ class Judge:
         """A compare-and-set was told that its own data was never in force, and never will be."""
         self.never.add(own)
         if any(own in versions.values() for versions in self.chosen.values()):
-            self.anomalies.append(f"{own!r} was reported as never done, and had been there")
+            self.anomalies.append(f"denied: {own!r} was reported as never done, and had been there")

@@ -78,9 +78,9 @@ class World:
                 if not any(process.proposal for process in self.processes):
                     return self.judge.anomalies
                 self._step()
-            self.judge.anomalies.append("an operation never came to an end")
+            self.judge.anomalies.append("stuck: an operation never came to an end")
         except InvariantBroken as broken:
-            self.judge.anomalies.append(f"an invariant broke: {broken}")
+            self.judge.anomalies.append(f"invariant: {broken}")
         return self.judge.anomalies
 
     # ------------------------------------------------------------------ the schedule

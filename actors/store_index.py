@@ -11,9 +11,9 @@ or the append path: it is brought up to date from committed frames only, in the 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgpack
@@ -56,6 +56,9 @@ class StatePage(NamedTuple):
     last_stored_at_us: int  # of the whole partition: the next writer's clock goes on from there
     upto: int  # the last frame that it covers
 
+
+SENDERS_WHOLE = 64
+"""A session with so many senders, or fewer, is told as a whole."""
 
 STATE_ITEM_BYTES = 24
 """What an item of a state page takes on the wire beside its name (at most 4 bytes a character), rounded up."""
@@ -137,6 +140,21 @@ class StoreIndex:
             session_at, sender_at = session_at + 1, 0
             size += STATE_ITEM_BYTES + 4 * len(name)
         return StatePage(items, session_at, sender_at, self.last_stored_at_us, self.upto)
+
+    def states(self, asked: Iterable[tuple[str, list[str]]], bytes_max: int) -> list[Any]:
+        """What STATES answers: for each session that is asked for, in order, until about `bytes_max`; at least for one."""
+        found: list[list[Any]] = []
+        size = 0
+        for name, senders in asked:
+            if size >= bytes_max:
+                break
+            entry = self.sessions.get(name)
+            last_n = entry.last_n if entry is not None else {}
+            whole = len(last_n) <= SENDERS_WHOLE
+            known = last_n if whole else {sender_id: last_n[sender_id] for sender_id in senders if sender_id in last_n}
+            found.append([entry.last_seq if entry is not None else 0, known, whole, {}])
+            size += STATE_ITEM_BYTES + sum(STATE_ITEM_BYTES + 4 * len(sender_id) for sender_id in known)
+        return [self.last_stored_at_us, self.upto, found]
 
     def runs(self, session: str, after: int, limit: int, bytes_max: int, read: ReadRecord) -> list[Run]:
         """The session's messages after `after`, in seq order without a hole: `limit` at most, and about `bytes_max` bytes."""

@@ -31,7 +31,7 @@ from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.store_index import Place, StoreIndex
 from trilogue.actors.store_places import FramePlaces
 
-READS = (Say.FRAMES, Say.SESSIONS, Say.RUNS, Say.RECALL)
+READS = (Say.FRAMES, Say.SESSIONS, Say.STATES, Say.RUNS, Say.RECALL)
 SLICE_S = 0.001
 """How long the thread works on indexes before others may have it: an append that comes meanwhile waits for it."""
 SLICE_FRAMES = 64
@@ -76,6 +76,9 @@ class StoreReader:
             case Say.SESSIONS, [int(partition), int(upto), int(session_at), int(sender_at)]:
                 page_bytes = self._limits.history_bytes_max
                 return lambda: self._index(partition, upto).state(session_at, sender_at, page_bytes)
+            case Say.STATES, [int(partition), int(upto), list(asked)]:
+                sessions = list(map(_asked_for, asked))
+                return lambda: self._index(partition, upto).states(sessions, self._limits.history_bytes_max)
             case Say.RUNS, [int(), int(), str(), int(), int()]:
                 return self.reading(say, [*arguments, self._limits.history_bytes_max])
             case Say.RUNS, [int(partition), int(upto), str(session), int(after), int(limit), int(size)]:
@@ -199,3 +202,11 @@ class StoreReader:
                 break
             frames.append(self._frame(partition, index))
         return frames
+
+
+def _asked_for(item: Any) -> tuple[str, list[str]]:
+    """One session of STATES, and the senders that are asked for."""
+    match item:
+        case [str(session), list(senders), list()] if all(type(sender_id) is str for sender_id in senders):
+            return session, senders
+    raise ProtocolError("a session whose state is asked for has an unknown shape")

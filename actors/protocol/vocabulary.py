@@ -36,6 +36,11 @@ Numbers are never given a second meaning.
                    NOT_STORED [partition, epoch, code, text]                            deposed, full, or not chained
                    FRAMES     [id, partition, first, last]                              -> [frame …]: as many as fit
                    SESSIONS   [id, partition, upto, session_at, sender_at]              -> a StatePage as an array
+                   STATES     [id, partition, upto,                                     -> [last_stored_at_us, covered_upto,
+                              [[session, [sender_id …], [key …]] …]]                       [[last_seq, {sender_id: last_n},
+                                                                                           whole, {key: …}] …]]: for as many as
+                                                                                        fit, in order; whole: the map names all
+                                                                                        senders, otherwise those asked for
                    RUNS       [id, partition, upto, session, after, limit] or           -> [Run …] in seq order
                               [id, partition, upto, session, after, limit, bytes]
                    RECALL     [id, partition, upto, session, sender_id, first_n, last_n] -> [Run or Skip …] in n order
@@ -109,6 +114,7 @@ class Say(IntEnum):
     HEARD = 46
     REPAIR = 47
     DAMAGED = 48
+    STATES = 49
 
     TAKE = 50
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trilogue.actors import store_index
 from trilogue.actors.protocol.frames import encode_frame
 from trilogue.actors.protocol.invariants import InvariantBroken
 from trilogue.actors.protocol.messages import RUN, SKIP, Message, Run, Skip, messages_of, pack_records
@@ -122,6 +123,28 @@ def test_pages_of_states_add_up_to_every_session_and_sender(log: Log, bytes_max:
         session_at, sender_at = page.session_at, page.sender_at
     assert last_n == log._last_n
     assert last_seq == {session: len(log.messages[session]) for session, _ in log.records}
+
+
+@given(LOGS, st.lists(st.sampled_from([*SESSIONS, "unknown"]), unique=True), st.integers(1, 400))
+def test_states_are_told_in_the_order_asked_a_page_at_a_time(log: Log, names: list[str], bytes_max: int) -> None:
+    index = log.index()
+    found: list[Any] = []
+    while len(found) < len(names):
+        _, upto, page = index.states([(name, []) for name in names[len(found) :]], bytes_max)
+        assert upto == len(log.frames)
+        assert page, "at least one is told"
+        found += page
+    for name, (last_seq, last_n, whole, keys) in zip(names, found, strict=True):
+        assert last_seq == len(log.messages.get(name, []))
+        assert last_n == {sender_id: n for (session, sender_id), n in log._last_n.items() if session == name}
+        assert (whole, keys) == (True, {})
+
+
+def test_of_a_session_with_many_senders_only_those_asked_for_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_index, "SENDERS_WHOLE", 1)
+    log = Log([(0, 0, 3), (0, 1, 2), (1, 0, 1)])
+    asked = [("s", [SENDERS[1], "c/" + "2" * 32]), ("t", [SENDERS[1]])]
+    assert log.index().states(asked, LOTS)[2] == [[5, {SENDERS[1]: 2}, False, {}], [1, {SENDERS[0]: 1}, True, {}]]
 
 
 @given(LOGS, st.data())

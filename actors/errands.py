@@ -178,44 +178,39 @@ class Errands:
     async def _backfill(self, order: Backfill) -> None:
         """Copy the newest missing page, again and again, until the target holds all or something is lost."""
         base = order.last + 1
-        try:
-            while base > order.first and self._goes_on():
-                first = max(order.first, base - FILL_FRAMES)
-                frames = await self._older(order, first, base - 1)
-                before = base
-                for frame in reversed(frames):  # one at a time: together they could be beyond what the wire takes
-                    target = self._links.by_key[order.store]
-                    base = await target.request(
-                        Say.FILL, self._order.partition, self._machine.epoch, self._order.writer, [frame]
-                    )
-                    await asyncio.sleep(len(frame) / self._limits.copy_bytes_per_s)
-                if base >= before:
-                    raise Unavailable("the copied frames do not connect to what it holds")
-        except (TrilogueError, Refused, KeyError) as error:
+        sources = list(order.sources)
+        problem: Exception | str = "none is connected"
+        while base > order.first and self._goes_on() and sources:
+            try:
+                before, base = base, await self._copy_page(order, sources[0], base)
+                if base < before:
+                    continue
+                problem = "they do not connect to what it holds"
+            except (TrilogueError, Refused, KeyError) as error:
+                problem = error
             logger.warning(
-                "partition %d: older frames could not be copied to %s: %s", self._order.partition, order.store, error
-            )
+                "partition %d: frames below %d of %s could not be copied to %s: %s",
+                self._order.partition, base, sources.pop(0), order.store, problem,
+            )  # fmt: skip
+        if base > order.first:
             await asyncio.sleep(AGAIN_S)
         self._tell(Filled(order.number, order.store, base))
 
-    async def _older(self, order: Backfill, first: int, last: int) -> list[bytes]:
-        """The frames from `first` to `last`, from whichever source has them."""
-        problem: Exception | str = "none is connected"
-        for key in order.sources:
-            connection = self._links.by_key.get(key)
-            if connection is None:
-                continue
-            try:
-                frames: list[bytes] = []
-                while first + len(frames) <= last:
-                    page = await connection.request(Say.FRAMES, self._order.partition, first + len(frames), last)
-                    if not page:
-                        raise Unavailable("it has a hole")
-                    frames += page
-                return frames
-            except (Unavailable, Refused) as error:
-                problem = error
-        raise Unavailable(f"no store gives frames {first} to {last}: {problem}")
+    async def _copy_page(self, order: Backfill, source: str, base: int) -> int:
+        """Copy the frames right below `base` from one source; returns the target's base after that."""
+        first = max(order.first, base - FILL_FRAMES)
+        frames: list[bytes] = []
+        while first + len(frames) < base:
+            asked = self._order.partition, first + len(frames), base - 1
+            page = await self._links.by_key[source].request(Say.FRAMES, *asked)
+            if not page:
+                raise Unavailable("it has a hole")
+            frames += page
+        for frame in reversed(frames):  # one at a time: together they could be beyond what the wire takes
+            target = self._links.by_key[order.store]
+            base = await target.request(Say.FILL, self._order.partition, self._machine.epoch, self._order.writer, [frame])
+            await asyncio.sleep(len(frame) / self._limits.copy_bytes_per_s)
+        return base
 
 
 def _answer(value: Any) -> FenceAnswer:

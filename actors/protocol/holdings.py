@@ -5,7 +5,8 @@ journal alike, so that a replay ends where the running store was. It must not kn
 
 1. The *chain* is frames `base` … `last_index`, each naming the CRC of the one before; `base_prev` is the CRC of the frame
    before the base, as the writer named it. Below the base lie *older* frames, with holes. Every older frame is committed: it
-   was kept by rule 5, or filled in by a writer, which fills in nothing else.
+   was kept by rule 5, or filled in by a writer, right below the base and chaining to it (a journal of the second version may
+   hold fills that do not).
 2. A frame is next if it chains: at `last_index + 1`, or at an index that the chain has. Then it *supersedes* that frame and all
    after it: never one that is known to be committed, never one that was put there under the present fence, never one of its own
    epoch. It may be of an *older* epoch than what it supersedes: one certain answer is enough for a takeover, so a frame that
@@ -312,6 +313,11 @@ class PartitionState:
         kept = [(piece.first, piece.last) for piece in self.older]
         self.absorb()
         return kept
+
+    def connects(self, header: Header) -> bool:
+        """Whether the frame is the one right below the base: what else a copy brings may be of a store that lost its end, where
+        an older frame stands again that had been superseded (seed 12062 of commit e8eecaf)."""
+        return header.index == self.base - 1 and header.header_crc == self.chain.prev_crc
 
     def fill_problem(self, header: Header) -> str:
         """Why the frame is not one to fill in; empty if it is."""

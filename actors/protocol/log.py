@@ -419,8 +419,11 @@ class LogWriter:
                 return []
             base = self._bases.get(key, ranges[-1].first)
             if base > older.first:
-                holders = {m.store for m in older.members}
-                sources = tuple(k for k, m in self._up.items() if m.store in holders and k != key)
+                holders, exact = {m.store for m in older.members}, {m.key for m in older.members}
+                # Whoever lost its end may lack some, or hold what was superseded: the store that is filled looks for itself.
+                sources = tuple(
+                    sorted((k for k, m in self._up.items() if m.store in holders and k != key), key=lambda k: k not in exact)
+                )
                 if not sources:
                     continue
                 self._filling = key

@@ -67,7 +67,7 @@ class JoinAsked(NamedTuple):
 
 
 class FillAsked(NamedTuple):
-    """A writer sends frames that lie below the base."""
+    """A writer sends frames that lie below the base: what chains to it is taken, the newest first."""
 
     source: Any
     request_id: int
@@ -247,11 +247,10 @@ class StoreState:
         state = self.partition(event.partition)
         if not state.obeys(event.epoch, event.writer):
             return [self._deposed(event, state)]
-        effects: list[Effect] = [
-            WriteFill(event.partition, header.index, frame, state.base)
-            for header, frame in self._checked(event)
-            if state.fill(header)
-        ]
+        effects: list[Effect] = []
+        for header, frame in sorted(self._checked(event), key=lambda checked: -checked[0].index):
+            if state.connects(header) and state.fill(header):
+                effects.append(WriteFill(event.partition, header.index, frame, state.base))
         return [*effects, self._answer(event, state.base)]
 
     def _deposed(self, event: FenceAsked | JoinAsked | FillAsked, state: PartitionState) -> Tell:

@@ -118,9 +118,9 @@ def test_g2_store_that_is_taken_in_holds_and_serves_the_whole_log_in_the_end_and
             assert refused.value.code == Code.UNAVAILABLE
         assert await writer.request(Say.FILL, 0, 2, "w", LOG[5:10]) == 6
         assert await writer.request(Say.FILL, 0, 2, "w", LOG[:4]) == 6
-        assert await writer.request(Say.FRAMES, 0, 1, 9) == LOG[:4], "older frames are served, up to the hole"
+        assert await writer.request(Say.FRAMES, 0, 1, 9) == [], "what does not lie right below the base was not taken"
         assert (await world.store.status())["partitions"][0]["base"] == 6
-        assert await writer.request(Say.FILL, 0, 2, "w", [LOG[4]]) == 1
+        assert await writer.request(Say.FILL, 0, 2, "w", LOG[:5]) == 1
         for _ in range(2):
             assert await writer.request(Say.FRAMES, 0, 1, 20) == LOG
             page = await writer.request(Say.SESSIONS, 0, 20, 0, 0)

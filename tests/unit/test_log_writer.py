@@ -678,6 +678,15 @@ def test_older_frames_are_copied_to_the_member_that_lacks_them_from_those_who_ha
     assert set(copy.sources) == set(keys(A, B, C))
 
 
+def test_members_whose_end_was_not_cut_are_asked_before_those_that_lost_it_G2() -> None:
+    driver = Driver(ranges=(Range(1, ABC), Range(11, (D, E, B))), fenced=False)
+    for member in (damaged(A), D, E, B):
+        driver.up(member)
+    effects = [e for member, base in zip((D, E, B), (11, 11, 1), strict=True) for e in driver.fenced(member, base=base)]
+    (copy,) = effects
+    assert copy.sources == (B.key, damaged(A).key)
+
+
 def test_ranges_merge_when_every_member_holds_the_older_one() -> None:
     driver, _ = merging()
     assert driver.log.whole == list(keys(A, B))

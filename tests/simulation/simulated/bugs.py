@@ -594,6 +594,12 @@ OWN: dict[str, Bug] = {
         "joins",
         2500,
     ),
+    "fill_unchained": Bug(
+        "fills in whatever a store holds below the base, though it may have lost the end that superseded it",
+        [(PartitionState, "connects", lambda self, header: header.index < self.base)],
+        "refills",
+        600,
+    ),
     "nothing_again": Bug(
         "a member that comes back is not given what it lacks", [(LogWriter, "_send_from", _nothing_again)], "storms", 50
     ),

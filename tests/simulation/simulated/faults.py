@@ -212,12 +212,21 @@ class Faults(Clockwork):
     def damage_a_store(self) -> None:
         """The end of its journal is damaged: it loses entries that it had synced and said yes to, and knows that it did."""
         name = self.dice.choice(list(self.stores))
+        self._damage(name, len(self.disks[name].entries) - self.dice.randrange(1, 8))
+
+    def damage_what_superseded(self) -> None:
+        """As `damage_a_store`, from a frame on that had superseded another one: that one stands again."""
+        found = {name: at for name, disk in self.disks.items() if (at := _superseding(disk)) >= 0}
+        if found:
+            name = self.dice.choice(list(found))
+            self._damage(name, found[name])
+
+    def _damage(self, name: str, at: int) -> None:
         if self.stores[name].alive and self.may_damage(name):
             self.stores[name].kill()
             disk = self.disks[name]
-            lost = self.dice.randrange(1, 8)
-            self.note("damage", name, lost)
-            del disk.entries[max(0, len(disk.entries) - lost) :]
+            self.note("damage", name, len(disk.entries) - at)
+            del disk.entries[max(0, at) :]
             self._raise_incarnation(disk)
             self._later(5, 100, self.start_store, name)
 
@@ -464,3 +473,12 @@ class Faults(Clockwork):
                 action(*arguments)
 
         self.at(delay, None, later)
+
+
+def _superseding(disk: Disk) -> int:
+    """Where the first frame of a journal lies that superseded another one; -1 if none does."""
+    seen: dict[bytes, Any] = {}
+    for at, entry in enumerate(disk.entries):
+        if isinstance(entry, bytes) and seen.setdefault(entry[28:36], entry) != entry:
+            return at
+    return -1

@@ -44,6 +44,10 @@ PROFILES: dict[str, dict[str, int]] = {
         "half_open_joiner": 6, "pause_a_filling_store": 4, "take_out_a_store": 4, "empty_a_store": 1, "slow_a_disk": 2,
         "crash_a_store": 2, "stall_a_link": 1, "pause_a_store": 2,
     },
+    "refills": {
+        "crash_a_busy_owner": 4, "crash_a_busy_store": 3, "order_rudely": 3, "cut_off_a_store": 2, "damage_what_superseded": 6,
+        "empty_a_store": 2,
+    },
     "readers": {"cut_a_link": 4, "crash_a_client": 4, "order_another_writer": 1, "crash_an_owner": 2, "half_open_link": 2},
 }  # fmt: skip
 """What a story is mostly about: how often each fault is chosen."""

@@ -138,8 +138,10 @@ class CompareAndSet(NamedTuple):
 
 
 class Backfill(NamedTuple):
-    """Copy the frames from `first` to `last`, newest first, to the store, from the first of `sources` that has them; answered by
-    `Filled`."""
+    """Copy the frames from `first` to `last`, newest first, to the store, from the first of `sources` that has them.
+
+    Answered by `Filled`.
+    """
 
     number: int
     store: str

@@ -1,9 +1,11 @@
 """The readers of one partition: subscriptions, the pages that they need, and what is sent to them (design §9).
 
 Owns the carrying out of what ``protocol.subscriptions`` decides. It must not know the log or how sessions are numbered: it is
-given `head` (a session's last readable seq) and `page` (a page of a session out of a store). Rules:
+given `load` (how far a session may be read, in the turn in which that is known) and `page` (a page of a session out of a
+store). Rules:
 
-1. A page is asked again while no store answers, for as long as somebody waits for it.
+1. A page is asked again while no store answers, for as long as somebody waits for it. Where the session ends is asked after the
+   page was read: what is committed meanwhile is not missed.
 2. Whoever subscribes hears the answer before the first delivery.
 3. Runs that go to many readers are packed once.
 4. What waits in a connection for its peer is bounded: when the socket is full, the connection's readers fall back to history.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 from trilogue.actors.protocol.errors import InvalidRange, Unavailable
@@ -39,12 +42,15 @@ READ_AGAIN_S = 0.2
 Page = Callable[[str, int, int, int], Awaitable[list[Any]]]
 """(session, after, messages, bytes) -> records, as a store sends them."""
 
+Load = Callable[[list[str], Callable[[list[int]], None]], Awaitable[None]]
+"""(sessions, what to do with the last readable seq of each, as soon as all are known)"""
+
 
 class Readers:
     """All readers of one partition."""
 
-    def __init__(self, limits: Limits, head: Callable[[str], int], page: Page) -> None:
-        self._limits, self._head, self._page = limits, head, page
+    def __init__(self, limits: Limits, load: Load, page: Page) -> None:
+        self._limits, self._load, self._page = limits, load, page
         self._subscriptions = Subscriptions(limits.page_messages_max, limits.page_bytes_max, limits.credit_bytes_max)
         self._draining: set[Connection] = set()
 
@@ -58,26 +64,21 @@ class Readers:
         connection: Connection,
         request: int,
         number: int,
-        sessions: list[tuple[str, int | None]],
+        places: list[tuple[str, int, int]],
         messages: int,
         size_bytes: int,
     ) -> None:
-        """Answer SUBSCRIBE. Raises `InvalidRange`."""
+        """Answer SUBSCRIBE: (session, after, its last readable seq) each. Raises `InvalidRange`."""
         limits, subscriptions = self._limits, self._subscriptions
         low = 0 if subscriptions.has(connection, number) else 1
         if not low <= messages <= limits.credit_messages_max or not low <= size_bytes <= limits.credit_bytes_max:
             most = f"{limits.credit_messages_max} messages and {limits.credit_bytes_max} bytes"
             raise InvalidRange(f"a credit of {messages} messages and {size_bytes} bytes: {low} to {most}")
-        if len({session for session, _ in sessions}) < len(sessions):
-            raise InvalidRange(f"subscription {number} names a session twice")
-        if subscriptions.count(connection) + len(sessions) > limits.subscriptions_per_connection_max:
+        if subscriptions.count(connection) + len(places) > limits.subscriptions_per_connection_max:
             raise InvalidRange(f"{limits.subscriptions_per_connection_max} sessions are followed at most on one connection")
-        places = []
-        for session, after in sessions:
+        for session, _, _ in places:
             if subscriptions.is_in(connection, number, session):
                 raise InvalidRange(f"subscription {number} has session {session!r} already")
-            head = self._head(session)
-            places.append((session, head if after is None else after, head))
         connection.reply(request, [after for _, after, _ in places])
         self._run(subscriptions.handle(Subscribed(connection, number, places, messages, size_bytes)))
 
@@ -127,14 +128,16 @@ class Readers:
         session, after = page.session, page.after
         while self._subscriptions.awaits(session, after):
             try:
-                raw = await self._page(session, after, min(page.messages, self._head(session) - after), page.size_bytes)
+                raw = await self._page(session, after, page.messages, page.size_bytes)
+                runs = [run for run in map(unpack_record, raw) if isinstance(run, Run)]
+                await self._load([session], partial(self._page_read, session, after, runs))
+                return
             except (Unavailable, Refused):
                 await asyncio.sleep(READ_AGAIN_S)
-                continue
-            runs = [run for run in map(unpack_record, raw) if isinstance(run, Run)]
-            self._run(self._subscriptions.handle(PageRead(session, after, runs, self._head(session))))
-            return
         self._subscriptions.handle(PageRead(session, after, [], after))  # nobody waits for it any more
+
+    def _page_read(self, session: str, after: int, runs: list[Run], heads: list[int]) -> None:
+        self._run(self._subscriptions.handle(PageRead(session, after, runs, heads[0])))
 
 
 _DELIVER = pack_item(DELIVER)

@@ -60,7 +60,7 @@ class LogOwner(Protocol):
     """What a ReplicatedLog tells its SessionActor."""
 
     async def log_recovered(self, upto: int) -> None:
-        """All that an earlier epoch may have committed is committed: rebuild the sessions, then open."""
+        """All that an earlier epoch may have committed is committed, up to the log's end `upto`: open."""
 
     def log_committed(self, upto: int) -> None:
         """All frames up to `upto` are on all members' disks."""

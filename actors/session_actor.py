@@ -1,11 +1,13 @@
 """The owner of one partition, or a spare: it serialises its sessions' messages and answers their readers (design §4, §8, §9).
 
 Owns the streams to clients, and the way of a message between the pure machines: ``protocol.sequencer`` gives seqs,
-``replicated_log`` makes frames durable, ``readers`` tells readers. It must not know Ray or files. Rules:
+``replicated_log`` makes frames durable, ``reads`` answers readers and ``readers`` tells them. It must not know Ray or files.
+Rules:
 
 1. What waits is framed at once while the log's window has room; there is no timer in the way of a message.
 2. Nothing is submitted here before `OPEN` was said; `WAITING` says why not yet, and whether reads are served meanwhile.
-3. When more waits than `waiting_bytes_max`, clients are not read from until half of it has gone: they feel it as back-pressure.
+3. When more waits (for a frame, or for cold sessions to be looked up) than `waiting_bytes_max`, clients are not read from until
+   half of it has gone: they feel it as back-pressure.
 4. Reads go to a store, within what this writer knows to be committed.
 5. It starts as a spare and takes one partition, when it is told to (`TAKE`). Who loses its partition ends its process.
 """
@@ -19,14 +21,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from trilogue.actors.config import AddressBook, SessionConfig
-from trilogue.actors.protocol.errors import InvalidRange, InvalidSession, ProtocolError, Unavailable, UsageError
-from trilogue.actors.protocol.ids import check_session
+from trilogue.actors.lookups import Lookups
+from trilogue.actors.protocol.errors import ProtocolError, Unavailable
 from trilogue.actors.protocol.messages import Record, pack_records, unpack_record
 from trilogue.actors.protocol.sequencer import Sequencer
 from trilogue.actors.protocol.submissions import (
     Answered,
     Effect,
+    Event,
     GivenUp,
+    Loaded,
+    LookedUp,
+    LookUp,
     Readable,
     Recalled,
     Refused,
@@ -34,15 +40,13 @@ from trilogue.actors.protocol.submissions import (
     check_runs,
 )
 from trilogue.actors.protocol.vocabulary import ACKED, SUBMIT, Code, Say
-from trilogue.actors.pump import end_process, guarded, settle_process, spawn
+from trilogue.actors.pump import guarded, settle_process, spawn
 from trilogue.actors.readers import Readers
+from trilogue.actors.reads import Reads
 from trilogue.actors.replicated_log import ReplicatedLog
 from trilogue.actors.server import Server, answer_later, listen_preferring
 from trilogue.actors.wire import Connection
 from trilogue.actors.wire import Refused as RequestRefused
-
-READ_AGAIN_S = 0.2
-
 
 SPARE = "it is a spare: it owns no partition"
 
@@ -54,13 +58,17 @@ class SessionActor:
         self._config = config
         self._limits = config.limits
         self._sequencer = Sequencer(0, config.partitions, config.limits)  # of no use before a partition is taken
-        self._readers = Readers(config.limits, lambda session: self._sequencer.head(session), self._page)
+        self._readers = Readers(config.limits, lambda sessions, then: self._reads.load(sessions, then), self._page)
+        self._reads = Reads(
+            config.limits, self._readers, lambda session: self._sequencer.owns(session), self._handle, self._page
+        )
         self._info = {"role": "session", "name": config.name, "cluster": config.cluster_id, "pid": os.getpid()}
         self._server = Server(
             config.token, self._info, guarded(self._on_message), guarded(self._on_opened), guarded(self._on_closed),
             config.limits,
         )  # fmt: skip
         self._log = ReplicatedLog(config, book, self, lambda: self._server.address)
+        self._lookups = Lookups(self._log, self._looked_up)
         self._loop = asyncio.get_running_loop()
         self._open = False
         self._waiting_text = SPARE
@@ -103,7 +111,7 @@ class SessionActor:
             "troubles": self._log.troubles,
             "took_ms": self._log.took_ms,
             "committed": self._log.committed,
-            "sessions": len(self._sequencer.sessions),
+            "hot_sessions": self._sequencer.hot_sessions,
             "connections": len(self._server.connections),
             "subscriptions": self._readers.count,
             "waiting_bytes": self._sequencer.waiting_bytes,
@@ -121,33 +129,13 @@ class SessionActor:
     # ------------------------------------------------------------------ what the log tells
 
     async def log_recovered(self, upto: int) -> None:
-        """Rebuild the sessions from a store's index (design §6), which is asked for all frames: none that is behind can answer,
-        and one that is ahead has served another writer. Then open."""
-        sequencer = Sequencer(self._partition, self._config.partitions, self._limits)
-        session_at = sender_at = 0
-        while True:
-            items, session_at, sender_at, last_stored_at_us, covered = await self._sessions_page(upto, session_at, sender_at)
-            if covered != upto:
-                end_process(f"a store has committed frames up to {covered}: another writer took this partition over")
-            sequencer.restore_clock(last_stored_at_us)
-            if not items:
-                break
-            for name, last_seq, last_n in items:
-                sequencer.restore_session(name, last_seq, last_n)
-        self._sequencer = sequencer
+        """Open where the log ends: how far its sessions are is asked when it is needed, of stores that have all of it."""
+        clock = await self._lookups.clock_at_end(upto, self.log_waits)
+        self._sequencer = Sequencer(self._partition, self._config.partitions, self._limits, upto, clock)
         self._open = True
         self._log.reached("open")
         self.log_waits(self._log.why_waiting())
         self._schedule_idle()
-
-    async def _sessions_page(self, upto: int, session_at: int, sender_at: int) -> list[Any]:
-        while True:
-            try:
-                page: list[Any] = await self._log.ask(Say.SESSIONS, self._partition, upto, session_at, sender_at)
-                return page
-            except Unavailable as error:
-                self.log_waits(str(error))
-                await asyncio.sleep(READ_AGAIN_S)
 
     def log_given_up(self, reason: str) -> None:
         """The partition was not taken over: a spare again."""
@@ -188,7 +176,7 @@ class SessionActor:
         while sequencer.waiting_bytes and (index := log.next_index):
             records = sequencer.cut_frame(index)
             log.propose(pack_records(records), len(records))
-        waits = sequencer.waiting_bytes
+        waits = sequencer.waiting_bytes + sequencer.parked_bytes
         if waits > self._limits.waiting_bytes_max and not self._paused:
             self._paused = True
             for connection in self._server.connections:
@@ -223,7 +211,7 @@ class SessionActor:
             connection.send([Say.WAITING, partition, self._waiting_text, self._open])
 
     def _on_closed(self, connection: Connection, _reason: str) -> None:
-        self._readers.forget(connection)
+        self._reads.forget(connection)
 
     def _on_message(self, connection: Connection, message: list[Any]) -> None:
         say = message[0]
@@ -246,7 +234,7 @@ class SessionActor:
             ):
                 self._readers.credit(connection, number, messages, size)
             case [Say.UNSUBSCRIBE, int(number)]:
-                self._readers.forget(connection, number)
+                self._reads.forget(connection, number)
             case [Say.GIVE_UP, list(numbers)]:
                 self._give_up(connection, numbers)
             case [int(), int(request), *arguments]:
@@ -266,7 +254,7 @@ class SessionActor:
                     raise ProtocolError("a number to give up has an unknown shape")
         if not self._open:
             raise ProtocolError(f"partition {self._partition} is not open: wait for OPEN")
-        self._run_effects(self._sequencer.handle(GivenUp(connection, numbers, time.time_ns() // 1000)))
+        self._handle(GivenUp(connection, numbers, time.time_ns() // 1000))
         self._schedule_cut()
 
     def _on_request(self, connection: Connection, say: int, request: int, arguments: list[Any]) -> None:
@@ -285,28 +273,7 @@ class SessionActor:
         if not self._open:
             connection.refuse(request, Code.UNAVAILABLE, f"the partition is not open: {self._waiting_text}")
             return
-        try:
-            match say, arguments:
-                case Say.HISTORY, [session, after, limit]:
-                    self._check_read(session, after, limit)
-                    answer_later(connection, request, lambda: self._history(session, after, limit))
-                case Say.NEWEST, [session, last]:
-                    self._check_read(session, 0, last)
-                    after = max(0, self._sequencer.head(session) - last)
-                    answer_later(connection, request, lambda: self._history(session, after, last))
-                case Say.HEADS, [list(sessions)]:
-                    connection.reply(request, self._heads(sessions))
-                case Say.SUBSCRIBE, [int(number), list(sessions), int(messages), int(size)]:
-                    places = self._places(sessions)
-                    self._readers.subscribe(connection, request, number, places, messages, size)
-                case _:
-                    raise ProtocolError(f"a SessionActor knows no request {say} of this shape")
-        except InvalidSession as error:
-            connection.refuse(request, Code.INVALID_SESSION, str(error))
-        except UsageError as error:
-            connection.refuse(request, Code.INVALID_RANGE, str(error))
-        except _NotHere as error:
-            connection.refuse(request, Code.NOT_HERE, str(error))
+        self._reads.on_request(connection, say, request, arguments)
 
     def _take(self, connection: Connection, request: int, arguments: list[Any]) -> None:
         """The Supervisor's order. Whether the partition may be taken, the stores and the register say."""
@@ -323,18 +290,6 @@ class SessionActor:
             self.log_waits(self._log.why_waiting())
         connection.reply(request, None)
 
-    def _check_session(self, session: Any) -> str:
-        if not self._sequencer.owns(check_session(session)):
-            raise _NotHere(f"session {session!r} is not in partition {self._partition}: look it up again")
-        return str(session)
-
-    def _check_read(self, session: Any, after: Any, limit: Any) -> None:
-        self._check_session(session)
-        if type(after) is not int or after < 0:
-            raise InvalidRange(f"after={after!r}: a seq is 0 or more")
-        if type(limit) is not int or not 0 < limit <= self._limits.history_messages_max:
-            raise InvalidRange(f"a page of {limit!r} messages: 1 to {self._limits.history_messages_max}")
-
     # ------------------------------------------------------------------ reading
 
     async def _where(self) -> dict[str, Any]:
@@ -342,34 +297,22 @@ class SessionActor:
         route["addresses"] = sorted({*route["addresses"], *self._log.store_addresses, self._server.address})
         return route
 
-    async def _history(self, session: str, after: int, limit: int) -> list[Any]:
-        head = self._sequencer.head(session)
-        if after >= head:
-            return [[], head]
-        return [await self._page(session, after, min(limit, head - after), self._limits.history_bytes_max), head]
-
     async def _page(self, session: str, after: int, limit: int, size: int) -> list[Any]:
         page: list[Any] = await self._log.ask(Say.RUNS, self._partition, self._log.committed, session, after, limit, size)
         return page
 
-    def _heads(self, sessions: list[Any]) -> list[int]:
-        if len(sessions) > self._limits.heads_sessions_max:
-            raise InvalidRange(f"heads of {len(sessions)} sessions: {self._limits.heads_sessions_max} at most")
-        return [self._sequencer.head(self._check_session(session)) for session in sessions]
-
-    def _places(self, sessions: list[Any]) -> list[tuple[str, int | None]]:
-        """What SUBSCRIBE asks for, checked."""
-        if not 0 < len(sessions) <= self._limits.subscribe_sessions_max:
-            raise InvalidRange(f"{len(sessions)} sessions at once: 1 to {self._limits.subscribe_sessions_max}")
-        places: list[tuple[str, int | None]] = []
-        for item in sessions:
-            if type(item) is not list or len(item) != 2:
-                raise ProtocolError("a session to follow has an unknown shape")
-            self._check_read(item[0], 0 if item[1] is None else item[1], 1)
-            places.append((item[0], item[1]))
-        return places
-
     # ------------------------------------------------------------------ effects
+
+    def _handle(self, event: Event) -> None:
+        self._run_effects(self._sequencer.handle(event))
+
+    def _looked_up(self, event: LookedUp) -> None:
+        """What waited for these sessions goes on, and is framed at once if it can be."""
+        self._handle(event)
+        if self._log.is_idle:
+            self._cut_now()
+        else:
+            self._schedule_cut()
 
     def _run_effects(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
@@ -382,6 +325,10 @@ class SessionActor:
             elif isinstance(effect, Refused):
                 assert isinstance(effect.source, Connection)
                 effect.source.send([Say.REFUSED, self._log.epoch, effect.refusals])
+            elif isinstance(effect, LookUp):
+                self._lookups.look_up(effect)
+            elif isinstance(effect, Loaded):
+                effect.waiter(effect.heads)
             else:
                 spawn(self._recall(effect.retry), "recall")
 
@@ -396,8 +343,4 @@ class SessionActor:
             records = [unpack_record(item) for item in raw]
         except (Unavailable, RequestRefused):
             records = None
-        self._run_effects(self._sequencer.handle(Recalled(retry, records)))
-
-
-class _NotHere(Exception):
-    """The session belongs to another partition."""
+        self._handle(Recalled(retry, records))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -46,22 +45,11 @@ class SessionEntry:
         self.last_n: dict[str, int] = {}
 
 
-class StatePage(NamedTuple):
-    """A page of sessions' states: (session, last_seq, {sender_id: last_n}), and where the next page begins. A session whose
-    senders do not fit comes in several parts."""
-
-    items: list[tuple[str, int, dict[str, int]]]
-    session_at: int
-    sender_at: int
-    last_stored_at_us: int  # of the whole partition: the next writer's clock goes on from there
-    upto: int  # the last frame that it covers
-
-
 SENDERS_WHOLE = 64
 """A session with so many senders, or fewer, is told as a whole."""
 
 STATE_ITEM_BYTES = 24
-"""What an item of a state page takes on the wire beside its name (at most 4 bytes a character), rounded up."""
+"""What a session or a sender of an answer takes on the wire beside its name (at most 4 bytes a character), rounded up."""
 
 _new = tuple.__new__
 
@@ -121,25 +109,6 @@ class StoreIndex:
             if own is None:
                 own = entry.senders[sender_id] = []
             own.append((first_n, place))
-
-    def state(self, session_at: int, sender_at: int, bytes_max: int) -> StatePage:
-        """The sessions from position `session_at` on, the first of them from its sender `sender_at` on; about `bytes_max`."""
-        items: list[tuple[str, int, dict[str, int]]] = []
-        size = 0
-        for name in islice(self.sessions, session_at, None):
-            entry = self.sessions[name]
-            last_n: dict[str, int] = {}
-            for sender_id, n in islice(entry.last_n.items(), sender_at, None):
-                if size >= bytes_max:
-                    items.append((name, entry.last_seq, last_n))
-                    return StatePage(items, session_at, sender_at, self.last_stored_at_us, self.upto)
-                last_n[sender_id] = n
-                sender_at += 1
-                size += STATE_ITEM_BYTES + 4 * len(sender_id)
-            items.append((name, entry.last_seq, last_n))
-            session_at, sender_at = session_at + 1, 0
-            size += STATE_ITEM_BYTES + 4 * len(name)
-        return StatePage(items, session_at, sender_at, self.last_stored_at_us, self.upto)
 
     def states(self, asked: Iterable[tuple[str, list[str]]], bytes_max: int) -> list[Any]:
         """What STATES answers: for each session that is asked for, in order, until about `bytes_max`; at least for one."""

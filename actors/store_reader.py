@@ -31,7 +31,7 @@ from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.store_index import Place, StoreIndex
 from trilogue.actors.store_places import FramePlaces
 
-READS = (Say.FRAMES, Say.SESSIONS, Say.STATES, Say.RUNS, Say.RECALL)
+READS = (Say.FRAMES, Say.STATES, Say.RUNS, Say.RECALL)
 SLICE_S = 0.001
 """How long the thread works on indexes before others may have it: an append that comes meanwhile waits for it."""
 SLICE_FRAMES = 64
@@ -73,9 +73,6 @@ class StoreReader:
         match say, arguments:
             case Say.FRAMES, [int(partition), int(first), int(last)]:
                 return lambda: self._frames(partition, first, last)
-            case Say.SESSIONS, [int(partition), int(upto), int(session_at), int(sender_at)]:
-                page_bytes = self._limits.history_bytes_max
-                return lambda: self._index(partition, upto).state(session_at, sender_at, page_bytes)
             case Say.STATES, [int(partition), int(upto), list(asked)]:
                 sessions = list(map(_asked_for, asked))
                 return lambda: self._index(partition, upto).states(sessions, self._limits.history_bytes_max)

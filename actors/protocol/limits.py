@@ -45,6 +45,13 @@ class Limits:
     waiting_bytes_max: int = 64 * MIB
     idle_commit_ms: int = 200
 
+    # the sessions that a SessionActor has in memory
+    sessions_hot_max: int = 65_536
+    senders_hot_max: int = 262_144  # of all these sessions together
+    session_senders_hot_max: int = 4_096
+    loads_at_once_max: int = 8  # requests that wait for cold sessions
+    states_names_max: int = 8_192  # of sessions and senders whose states are asked for at any time
+
     # a partition's writer and its stores
     tick_ms: int = 50
     writer_ping_ms: int = 200
@@ -109,6 +116,17 @@ class Limits:
         require(
             self.credit_bytes_max <= self.history_bytes_max,
             "what goes out live at once is no larger than a page: it fits the wire",
+        )
+        require(2 * self.session_senders_hot_max <= self.senders_hot_max, "one session leaves room for the senders of others")
+        require(
+            self.loads_at_once_max * self.subscribe_sessions_max <= self.sessions_hot_max,
+            "the sessions that readers wait for fit into memory",
+        )
+        require(self.states_names_max >= 2, "a session can be asked for with a sender")
+        require(self.states_names_max * 264 + 64 * KIB <= self.wire_bytes_max, "names that are asked for fit a wire frame")
+        require(
+            self.history_bytes_max + self.states_names_max * 280 + 64 * KIB <= self.wire_bytes_max,
+            "a page of states that one last session overfills fits a wire frame",
         )
         require(self.in_flight_messages_max <= self.outbox_messages_max, "what is in flight is in the outbox")
         require(self.in_flight_bytes_max <= self.outbox_bytes_max, "what is in flight is in the outbox")

@@ -1,13 +1,18 @@
 """Who gets which seq (design §8): order, dedupe and the answers, for all sessions of one partition.
 
-Owns `last_seq` of each session and `last_n` of each sender in it, both derived from the log alone. It must not know
-frames' bytes, stores, connections or clocks: `now_us` is told. Rules, in the order in which they are applied:
+Owns what gets which number, and when it is told. The counters that this needs are derived from the log alone; of which sessions
+they are in memory, ``session_states`` decides. It must not know frames' bytes, stores, connections or clocks: `now_us` is told.
+Rules, in the order in which they are applied:
 
+0. Where a session's or a sender's counters are not in memory, what is asked waits until a store has told them (`LookUp`), and
+   whatever is asked of that session after it waits behind it. Then it is handled as if it came now. When no store answers, it
+   is refused for now: nothing of it was numbered.
 1. A run that starts at or below `last_n` is a retry. Dedupe comes before every other refusal. It is answered from the stored
    messages, once everything numbered before it is committed: the original's seq for the same body, `CONFLICTING_RETRY` for
    another one. What of the run lies above `last_n` is new.
-2. A sender that is not known in the session has its names and the session's partition checked: elsewhere its number may be
-   right. A run that starts above `last_n + 1` is refused with the number that is expected. Nothing of it is stored.
+2. A sender that is not known in the session has its names and the session's partition checked before a store is asked:
+   elsewhere its number may be right. A run that starts above `last_n + 1` is refused with the number that is expected. Nothing
+   of it is stored.
 3. A run that starts at `last_n + 1` is checked against the limits *before* it gets seqs; these follow the session's last.
 4. A number that was given up becomes a *skip*: it takes its n and no seq.
 5. An ack leaves when the frame that holds the run is committed, never before (G1).
@@ -20,20 +25,24 @@ has them, a lonely message takes 4.4 µs here instead of 2.7.
 from __future__ import annotations
 
 from collections import deque
-from itertools import accumulate
+from collections.abc import Iterator
+from itertools import accumulate, groupby
 from typing import Any
 
 from trilogue.actors.protocol.errors import UsageError
 from trilogue.actors.protocol.ids import check_sender_id, check_session, partition_of
-from trilogue.actors.protocol.invariants import require, violated
+from trilogue.actors.protocol.invariants import violated
 from trilogue.actors.protocol.limits import KIB, Limits
-from trilogue.actors.protocol.messages import RUN, SKIP, Record, Run
+from trilogue.actors.protocol.messages import RUN, SKIP, Run
+from trilogue.actors.protocol.retries import answers_of
+from trilogue.actors.protocol.session_states import SessionState, SessionStates
 from trilogue.actors.protocol.submissions import (
     Answered,
     Effect,
     Event,
     FrameCommitted,
     GivenUp,
+    LookedUp,
     Readable,
     Recall,
     Recalled,
@@ -42,6 +51,7 @@ from trilogue.actors.protocol.submissions import (
     Retry,
     Source,
     Submitted,
+    Wanted,
 )
 from trilogue.actors.protocol.vocabulary import Code
 
@@ -49,25 +59,20 @@ RECORD_OVERHEAD_BYTES = 640
 MESSAGE_OVERHEAD_BYTES = 16
 """What a record and each of its messages take in a frame beside the bodies, at most: two names of 255 bytes, numbers, times."""
 
+RUN_ITEMS = 5
+"""What a submitted run consists of; a number that is given up has fewer items."""
+
 _new = tuple.__new__
 
 
-class SessionState:
-    """One session's counters: `last_seq` was given out, `committed_seq` may be read."""
-
-    __slots__ = ("committed_seq", "last_n", "last_seq")
-
-    def __init__(self, last_seq: int = 0, last_n: dict[str, int] | None = None) -> None:
-        self.last_seq = last_seq
-        self.committed_seq = last_seq
-        self.last_n: dict[str, int] = last_n if last_n is not None else {}
-
-
 class Sequencer:
-    """All sessions of one partition. Records that were numbered wait here until `cut_frame` takes them."""
+    """All sessions of one partition. Records that were numbered wait here until `cut_frame` takes them.
 
-    def __init__(self, partition: int, partitions: int, limits: Limits) -> None:
-        self.sessions: dict[str, SessionState] = {}
+    All frames up to `committed` were written by others, in whose log the clock stood at `last_stored_at_us`, and are committed.
+    """
+
+    def __init__(self, partition: int, partitions: int, limits: Limits, committed: int = 0, last_stored_at_us: int = 0) -> None:
+        self._states = SessionStates(limits, committed)
         self._partition, self._partitions, self._limits = partition, partitions, limits
         self._run_bytes_max = limits.submit_bytes_max + limits.body_bytes_max + 64 * KIB
         self._waiting: list[tuple[Any, ...]] = []
@@ -75,15 +80,25 @@ class Sequencer:
         self._waiting_sizes: list[int] = []  # what each takes in a frame, rounded up
         self.waiting_bytes = 0
         self._in_frames: deque[tuple[int, list[tuple[Any, ...]], list[Source]]] = deque()
-        self._last_cut = 0
+        self._last_cut = self._committed = committed
         self._cut_records = self._committed_records = 0  # running counts: in the order in which records were numbered
-        self._last_stored_at_us = 0
+        self._last_stored_at_us = last_stored_at_us  # never goes back within a log, whatever this writer's clock says
         self._retries: dict[tuple[Source, str, str, int], tuple[int, Retry]] = {}
 
     @property
     def waiting(self) -> int:
         """How many records wait for a frame."""
         return len(self._waiting)
+
+    @property
+    def parked_bytes(self) -> int:
+        """What waits for sessions that are being looked up."""
+        return self._states.parked_bytes
+
+    @property
+    def hot_sessions(self) -> int:
+        """Of how many sessions the counters are in memory."""
+        return len(self._states.hot)
 
     def handle(self, event: Event) -> list[Effect]:
         """Decide on one event."""
@@ -93,18 +108,17 @@ class Sequencer:
             case FrameCommitted(upto):
                 return self.committed(upto)
             case Recalled(retry, records):
-                return self._on_recalled(retry, records)
+                return answers_of(retry, records)
             case GivenUp(source, numbers, now_us):
                 return self._give_up(source, numbers, now_us)
-
-    def head(self, session: str) -> int:
-        """The last seq of the session that readers may see; 0 when there is none."""
-        state = self.sessions.get(session)
-        return state.committed_seq if state is not None else 0
+            case Wanted(waiter, sessions):
+                return [*self._states.want(waiter, sessions), *self._states.ask()]
+            case LookedUp():
+                return self._on_looked_up(event)
 
     def owns(self, session: str) -> bool:
         """Whether the session belongs to this partition."""
-        return session in self.sessions or partition_of(session, self._partitions) == self._partition
+        return session in self._states.hot or partition_of(session, self._partitions) == self._partition
 
     # ------------------------------------------------------------------ numbering
 
@@ -112,7 +126,9 @@ class Sequencer:
         """What `Submitted` asks. The hot path: for each run, not for each message."""
         refusals: list[Refusal] = []
         effects: list[Effect] = []
-        sessions, waiting, waiting_from, sizes = self.sessions, self._waiting, self._waiting_from, self._waiting_sizes
+        hot, awaited = self._states.hot, self._states.awaited
+        waiting, waiting_from, sizes = self._waiting, self._waiting_from, self._waiting_sizes
+        number = self._cut_records + len(waiting)
         body_bytes_max = self._limits.body_bytes_max
         stored_at_us = self._last_stored_at_us
         if now_us > stored_at_us:
@@ -120,8 +136,13 @@ class Sequencer:
         total = 0
         for session, sender_id, first_n, sent_at_us, bodies in runs:
             count = len(bodies)
-            state = sessions.get(session)
-            last_n = state.last_n.get(sender_id, 0) if state is not None else 0
+            state = hot.get(session)
+            if state is None or sender_id not in state.last_n or session in awaited:
+                item = [session, sender_id, first_n, sent_at_us, bodies]
+                state = self._unknown(source, item, count, refusals)
+                if state is None:
+                    continue
+            last_n = state.last_n[sender_id]
             if first_n <= last_n:
                 known = min(count, last_n - first_n + 1)
                 effects += self._retry(Retry(source, session, sender_id, first_n, bodies[:known]))
@@ -129,9 +150,6 @@ class Sequencer:
                     continue
                 first_n, count = last_n + 1, count - known
                 sent_at_us, bodies = sent_at_us[known:], bodies[known:]
-            if last_n == 0 and (refusal := self._stranger(session, sender_id, first_n, count)) is not None:
-                refusals.append(refusal)
-                continue
             if first_n > last_n + 1:
                 text = f"number {first_n} came where {last_n + 1} is next"
                 refusals.append(Refusal(session, sender_id, first_n, count, Code.OUT_OF_ORDER, text, last_n + 1))
@@ -149,18 +167,37 @@ class Sequencer:
                 text = f"a run of {size} bytes: {self._run_bytes_max} at most; submit it in parts"
                 refusals.append(Refusal(session, sender_id, first_n, count, Code.MALFORMED, text, first_n))
                 continue
-            if state is None:
-                state = sessions[session] = SessionState()
             waiting.append((RUN, session, sender_id, first_n, state.last_seq + 1, stored_at_us, sent_at_us, bodies))
             waiting_from.append(source)
+            number += 1
+            state.last_record = number
             state.last_seq += count
             state.last_n[sender_id] = first_n + count - 1
+            hot.move_to_end(session)
             sizes.append(size)
             total += size
         self.waiting_bytes += total
+        if self._states.to_ask:
+            effects += self._states.ask()
         if refusals:
             effects.append(Refused(source, refusals))
         return effects
+
+    def _unknown(self, source: Source, item: list[Any], count: int, refusals: list[Refusal]) -> SessionState | None:
+        """What to do with a run, or a number that is given up, whose session or sender is not in memory, or is being looked up:
+        it is refused for its names, or it is a new sender's, or it waits."""
+        session, sender_id = item[0], item[1]
+        if (refusal := self._stranger(session, sender_id, item[2], count)) is not None:
+            refusals.append(refusal)
+            return None
+        states = self._states
+        state = states.hot.get(session)
+        if state is not None and state.whole and session not in states.awaited:
+            states.add_sender(session, sender_id)
+            return state
+        size = sum(map(len, item[4])) if len(item) == RUN_ITEMS else 0
+        states.park(session, sender_id, source, item, size + MESSAGE_OVERHEAD_BYTES * count + RECORD_OVERHEAD_BYTES)
+        return None
 
     def _stranger(self, session: str, sender_id: str, first_n: int, count: int) -> Refusal | None:
         """The checks of names, made once: for a session or a sender that is not known here yet."""
@@ -192,29 +229,60 @@ class Sequencer:
         effects: list[Effect] = []
         refusals: list[Refusal] = []
         self._last_stored_at_us = max(now_us, self._last_stored_at_us)
+        states = self._states
         for session, sender_id, n in numbers:
-            state = self.sessions.get(session)
-            last_n = state.last_n.get(sender_id, 0) if state is not None else 0
+            state = states.hot.get(session)
+            if state is None or sender_id not in state.last_n or session in states.awaited:
+                state = self._unknown(source, [session, sender_id, n], 1, refusals)
+                if state is None:
+                    continue
+            last_n = state.last_n[sender_id]
             if n <= last_n:
                 effects += self._retry(Retry(source, session, sender_id, n, [None]))
-                continue
-            if last_n == 0 and (refusal := self._stranger(session, sender_id, n, 1)) is not None:
-                refusals.append(refusal)
                 continue
             if n > last_n + 1:
                 text = f"number {n} came where {last_n + 1} is next"
                 refusals.append(Refusal(session, sender_id, n, 1, Code.OUT_OF_ORDER, text, last_n + 1))
                 continue
-            if state is None:
-                state = self.sessions[session] = SessionState()
             state.last_n[sender_id] = n
             self._waiting.append((SKIP, session, sender_id, n, self._last_stored_at_us))
+            state.last_record = self._cut_records + len(self._waiting)
+            states.hot.move_to_end(session)
             self._waiting_from.append(source)
             self._waiting_sizes.append(RECORD_OVERHEAD_BYTES)
             self.waiting_bytes += RECORD_OVERHEAD_BYTES
         if refusals:
             effects.append(Refused(source, refusals))
-        return effects
+        return [*effects, *states.ask()]
+
+    # ------------------------------------------------------------------ sessions that are not in memory
+
+    def _on_looked_up(self, event: LookedUp) -> list[Effect]:
+        """What waited is handled as if it came now, in its order."""
+        states = self._states
+        effects: list[Effect] = []
+        if event.told is None:
+            parked, failed = states.not_told(event.asked)
+            effects += failed
+            for source, _, items in _in_rows(parked):
+                effects.append(Refused(source, [_unavailable(item) for item in items]))
+            return [*effects, *states.ask()]
+        parked, ready = states.told(event.asked, event.told)
+        for source, are_runs, items in _in_rows(parked):
+            effects += (self.submit if are_runs else self._give_up)(source, items, event.now_us)
+        effects += states.loaded(ready)
+        self._let_go()
+        return [*effects, *states.ask()]
+
+    def _let_go(self) -> None:
+        """Keep the states within their bounds."""
+        states = self._states
+        if crowded := states.crowded:
+            uncommitted = [self._waiting, *(records for _, records, _ in self._in_frames)]
+            busy = {(record[1], record[2]) for records in uncommitted for record in records if record[1] in crowded}
+            states.drop_senders(busy, self._committed)
+        if states.too_many:
+            states.evict(self._committed_records, self._committed)
 
     # ------------------------------------------------------------------ frames
 
@@ -244,7 +312,8 @@ class Sequencer:
         """What `FrameCommitted` says: every frame up to `upto` is committed, their acks leave, their runs may be read."""
         effects: list[Effect] = []
         readable: list[Run] = []
-        sessions, in_frames = self.sessions, self._in_frames
+        sessions, in_frames = self._states.hot, self._in_frames
+        self._committed = max(upto, self._committed)
         while in_frames and in_frames[0][0] <= upto:
             _, records, sources = in_frames.popleft()
             self._committed_records += len(records)
@@ -268,6 +337,8 @@ class Sequencer:
         if self._retries:
             due = [key for key, (records_due, _) in self._retries.items() if records_due <= self._committed_records]
             effects += [Recall(self._retries.pop(key)[1]) for key in due]
+        if self._states.too_many or self._states.crowded:
+            self._let_go()
         return effects
 
     # ------------------------------------------------------------------ retries
@@ -282,44 +353,14 @@ class Sequencer:
         self._retries[key] = (self._cut_records + len(self._waiting), longest)
         return []
 
-    def _on_recalled(self, retry: Retry, records: list[Record] | None) -> list[Effect]:
-        session, sender_id = retry.session, retry.sender_id
-        if records is None:
-            text = "no store could be read to answer a retry: it will be asked again"
-            count = len(retry.bodies)
-            refusal = Refusal(session, sender_id, retry.first_n, count, Code.UNAVAILABLE, text, retry.first_n)
-            return [Refused(retry.source, [refusal])]
-        originals: dict[int, tuple[int, bytes | None]] = {}
-        for record in records:
-            if isinstance(record, Run):
-                for k, original in enumerate(record.bodies):
-                    originals[record.first_n + k] = (record.first_seq + k, original)
-            else:
-                originals[record.n] = (0, None)
-        acks: list[tuple[str, str, int, int, int, bool]] = []
-        refusals: list[Refusal] = []
-        for n, body in enumerate(retry.bodies, retry.first_n):
-            require(n in originals, f"number {n} of {sender_id!r} in {session!r} was given out but is not in the log")
-            seq, stored = originals[n]
-            if stored is not None and body is not None and body != stored:
-                text = f"number {n} of this outbox was used for another message: was the outbox copied or restored?"
-                refusals.append(Refusal(session, sender_id, n, 1, Code.CONFLICTING_RETRY, text, n))
-            elif acks and seq and acks[-1][4] and acks[-1][2] + acks[-1][3] == n and acks[-1][4] + acks[-1][3] == seq:
-                acks[-1] = (*acks[-1][:3], acks[-1][3] + 1, acks[-1][4], True)
-            else:
-                acks.append((session, sender_id, n, 1, seq, True))
-        effects: list[Effect] = [Answered(retry.source, acks)] if acks else []
-        return effects + ([Refused(retry.source, refusals)] if refusals else [])
 
-    # ------------------------------------------------------------------ rebuilding
+def _unavailable(item: list[Any]) -> Refusal:
+    text = "no store could be asked how far the session is: it will be asked again"
+    session, sender_id, n = item[:3]
+    return Refusal(session, sender_id, n, len(item[4]) if len(item) == RUN_ITEMS else 1, Code.UNAVAILABLE, text, n)
 
-    def restore_clock(self, last_stored_at_us: int) -> None:
-        """`stored_at_us` never goes back within a log, whatever this writer's clock says."""
-        self._last_stored_at_us = max(self._last_stored_at_us, last_stored_at_us)
 
-    def restore_session(self, session: str, last_seq: int, last_n: dict[str, int]) -> None:
-        """A session as the log's committed part says (design §6, "in-memory state after a takeover"), or a part of it."""
-        state = self.sessions.setdefault(session, SessionState(last_seq))
-        require(state.last_seq == last_seq, f"two parts of session {session!r} differ")
-        require(not state.last_n.keys() & last_n.keys(), f"a sender of session {session!r} is restored twice")
-        state.last_n.update(last_n)
+def _in_rows(parked: list[tuple[Source, list[Any]]]) -> Iterator[tuple[Source, bool, list[list[Any]]]]:
+    """What waited, in its order: runs in a row, or numbers to give up, that one source has submitted."""
+    for (source, are_runs), row in groupby(parked, key=lambda one: (one[0], len(one[1]) == RUN_ITEMS)):
+        yield source, are_runs, [item for _, item in row]

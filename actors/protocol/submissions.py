@@ -45,6 +45,31 @@ class Recalled(NamedTuple):
     records: list[Record] | None
 
 
+class Wanted(NamedTuple):
+    """Whoever `waiter` is needs to know how far these sessions may be read."""
+
+    waiter: Any
+    sessions: list[str]
+
+
+class Told(NamedTuple):
+    """What a store says of a session: the last of its seqs, and its senders' last numbers. `whole`: all senders are named,
+    otherwise those that were asked for, as far as the session has them."""
+
+    last_seq: int
+    last_n: dict[str, int]
+    whole: bool
+
+
+class LookedUp(NamedTuple):
+    """A store's answer to the beginning of what `LookUp` asked for, one for each session; None: no store answers for any of
+    them."""
+
+    asked: list[tuple[str, list[str]]]
+    told: list[Told] | None
+    now_us: int
+
+
 class Refusal(NamedTuple):
     """Nothing of this run was stored."""
 
@@ -83,6 +108,21 @@ class Readable(NamedTuple):
     runs: list[Run]
 
 
+class LookUp(NamedTuple):
+    """Ask a store that holds the log up to `upto`, or further, for the states of these sessions, each with senders that must be
+    among those it names. What goes on in them waits until `LookedUp` has come for each."""
+
+    upto: int
+    asked: list[tuple[str, list[str]]]
+
+
+class Loaded(NamedTuple):
+    """The last readable seq of each session that the waiter wanted, as it is now; None: no store answers."""
+
+    waiter: Any
+    heads: list[int] | None
+
+
 class Retry(NamedTuple):
     """A run that was submitted before."""
 
@@ -98,8 +138,8 @@ class Retry(NamedTuple):
         return self.first_n + len(self.bodies) - 1
 
 
-Event = Submitted | GivenUp | FrameCommitted | Recalled
-Effect = Answered | Refused | Recall | Readable
+Event = Submitted | GivenUp | FrameCommitted | Recalled | Wanted | LookedUp
+Effect = Answered | Refused | Recall | Readable | LookUp | Loaded
 
 _BYTES, _INTS = {bytes}, {int}
 

@@ -35,7 +35,6 @@ Numbers are never given a second meaning.
      store to it   STORED     [partition, epoch, index, crc]                            all up to index is on this disk
                    NOT_STORED [partition, epoch, code, text]                            deposed, full, or not chained
                    FRAMES     [id, partition, first, last]                              -> [frame …]: as many as fit
-                   SESSIONS   [id, partition, upto, session_at, sender_at]              -> a StatePage as an array
                    STATES     [id, partition, upto,                                     -> [last_stored_at_us, covered_upto,
                               [[session, [sender_id …], [key …]] …]]                       [[last_seq, {sender_id: last_n},
                                                                                            whole, {key: …}] …]]: for as many as
@@ -100,7 +99,6 @@ class Say(IntEnum):
     STORED = 33
     NOT_STORED = 34
     FRAMES = 35
-    SESSIONS = 36
     RUNS = 37
     RECALL = 38
     PARTITIONS = 39

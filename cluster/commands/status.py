@@ -130,10 +130,10 @@ def _partition(
         if heard is not None and heard["actor"] is None:
             state = str(heard["state"])
         return {"partition": partition, "state": state, "actor": None, "epoch": epoch, "copies": 0, "stores": [], "spares": [],
-                "address": address, "committed": 0, "sessions": 0, **about}  # fmt: skip
+                "address": address, "committed": 0, "hot_sessions": 0, **about}  # fmt: skip
     if heard is not None and heard["actor"] != one["name"]:
         about["since"] = None
-    same = ("partition", "state", "epoch", "copies", "spares", "address", "committed", "sessions")
+    same = ("partition", "state", "epoch", "copies", "spares", "address", "committed", "hot_sessions")
     return {**{key: one.get(key) for key in same}, "actor": one["name"], "stores": one["members"], **about}
 
 
@@ -190,14 +190,14 @@ def render(status: dict[str, Any]) -> None:
         if value:
             console.print(f"{label:10}{value}", markup=False, soft_wrap=True)
     partitions = Table(
-        "partition", "state", "served by", "since (UTC)", "epoch", "failovers", "copies", "stores", "spare stores", "sessions",
-        "frames", "address", box=None, pad_edge=False,
+        "partition", "state", "served by", "since (UTC)", "epoch", "failovers", "copies", "stores", "spare stores",
+        "hot sessions", "frames", "address", box=None, pad_edge=False,
     )  # fmt: skip
     for one in status["partitions"]:
         style = None if one["state"] == "open" else "yellow"
         row = (
             one["partition"], one["state"], one["actor"], _when(one["since"]), one["epoch"], one["failovers"], one["copies"],
-            _numbers(one["stores"]), _numbers(one["spares"]), one["sessions"], one["committed"], one["address"],
+            _numbers(one["stores"]), _numbers(one["spares"]), one["hot_sessions"], one["committed"], one["address"],
         )  # fmt: skip
         partitions.add_row(*("-" if item in (None, "") else str(item) for item in row), style=style)
     stores = Table("store", "state", "on disk", "free", "partitions", "directory", box=None, pad_edge=False)

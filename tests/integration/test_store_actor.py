@@ -112,7 +112,7 @@ def test_g2_store_that_is_taken_in_holds_and_serves_the_whole_log_in_the_end_and
         await world.heard([Say.STORED, 0, 2, 20, crc(LOG[19])])
         assert await writer.request(Say.FRAMES, 0, 11, 12) == LOG[10:12]
         assert await writer.request(Say.FRAMES, 0, 10, 12) == []
-        for say, *rest in ((Say.SESSIONS, 0, 0), (Say.RUNS, "s", 0, 10), (Say.RECALL, "s", SENDER, 1, 1)):
+        for say, *rest in ((Say.STATES, []), (Say.RUNS, "s", 0, 10), (Say.RECALL, "s", SENDER, 1, 1)):
             with pytest.raises(Refused, match="from frame 11 on only") as refused:
                 await writer.request(say, 0, 19, *rest)
             assert refused.value.code == Code.UNAVAILABLE
@@ -123,8 +123,8 @@ def test_g2_store_that_is_taken_in_holds_and_serves_the_whole_log_in_the_end_and
         assert await writer.request(Say.FILL, 0, 2, "w", LOG[:5]) == 1
         for _ in range(2):
             assert await writer.request(Say.FRAMES, 0, 1, 20) == LOG
-            page = await writer.request(Say.SESSIONS, 0, 20, 0, 0)
-            assert page[0] == [["s", 20, {SENDER: 20}]]
+            states = await writer.request(Say.STATES, 0, 20, [["s", [SENDER], []], ["unknown", [], []]])
+            assert states[1:] == [20, [[20, {SENDER: 20}, True, {}], [0, {}, True, {}]]]
             runs = await writer.request(Say.RUNS, 0, 20, "s", 4, 2)
             assert [body for one in runs for body in one[7]] == [b"message 5", b"message 6"]
             assert await writer.request(Say.FENCE, 0, 2, "w", "h:1") == [

@@ -70,7 +70,9 @@ TRANSITIONS = [
     "gave up: its writer is alive", "gave up: a store refuses the fence", "fault: the source of a tail was lost",
     "fault: the connection to a joining store was half open", "fault: an owner stood still in a change",
     "client: a number given up", "client: a number too early", "client: an old retry",
-    "client: a delivery for several readers",
+    "client: a delivery for several readers", "client: a head was told", "states: a session went",
+    "states: some senders of a session went", "states: a run waits for a look-up", "states: told",
+    "states: told of the senders asked for", "states: told in parts", "states: no store told them",
 ]  # fmt: skip
 
 
@@ -187,6 +189,8 @@ def test_judge_finds_nothing_in_a_good_history() -> None:
         ("gap", HANDED, frames_of([run_record(1, 1, b"x")], [run_record(2, 1, b"y")])),
         ("sender order", HANDED, frames_of([run_record(2, 1, b"y")], [run_record(1, 2, b"x")])),
         ("real time", [HANDED[0], HANDED[2], ("acked", 3, B, S, 1, 3), HANDED[1]], GOOD),
+        ("heads", [*HANDED, ("heads", 9, "c", S, 0, 4)], GOOD),
+        ("heads", [*HANDED, *ACKED, ("heads", 9, "c", S, 2, 1)], GOOD),
         ("readers", [*HANDED, ("read", 9, "c", S, 1, B, 1, b"x")], GOOD),
         ("forgotten", [*HANDED, ("forgotten", 9, A, S, 1)], GOOD),
         ("refused", [*HANDED, ("refused", 9, A, S, 1, "conflicting")], GOOD),

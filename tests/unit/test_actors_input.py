@@ -29,7 +29,7 @@ MALFORMED: list[list[Any]] = [
     [Say.HISTORY, "x"], [Say.APPEND],
     [Say.APPEND, 0, 1, "w", []], [Say.APPEND, 0, 1, "w", [5]], [Say.APPEND, "0", 1, "w", [b""]],
     [Say.FENCE, 1, 0, 0, "w", "a"], [Say.FENCE, 1, -1, 1, "w", "a"], [Say.FENCE, 1, 99, 1, "w", "a"], [Say.FENCE, 1],
-    [Say.FRAMES, 1, "0", 1, 1], [Say.RUNS, 1, 0], [Say.RECALL, 1, 0, 0, "s", "a", 1], [Say.SESSIONS, 1, 0, 0], [Say.INSPECT, 1],
+    [Say.FRAMES, 1, "0", 1, 1], [Say.RUNS, 1, 0], [Say.RECALL, 1, 0, 0, "s", "a", 1], [Say.INSPECT, 1],
     [Say.STATES, 1, 0, 0], [Say.STATES, 1, 0, 0, [5]], [Say.STATES, 1, 0, 0, [["s", [], 1]]],
     [Say.STATES, 1, 0, 0, [["s", [1], []]]],
     [Say.OPEN, 0, 1, 3, 5], [Say.WAITING, 0, "x"], [Say.TAKE], [Say.TAKE, 1], [Say.TAKE, 1, 0], [Say.TAKE, 1, 1, 0],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,12 +22,17 @@ from trilogue.actors.protocol.submissions import (
     Answered,
     FrameCommitted,
     GivenUp,
+    Loaded,
+    LookedUp,
+    LookUp,
     Readable,
     Recall,
     Recalled,
     Refused,
     Retry,
     Submitted,
+    Told,
+    Wanted,
     check_runs,
 )
 from trilogue.actors.protocol.vocabulary import Code
@@ -43,41 +50,84 @@ SMALL = Limits(
 
 
 class Partition:
-    """A sequencer with a log behind it: frames are cut, committed, and recalled from."""
+    """A sequencer with a log behind it: frames are cut, committed, and recalled from; states are told as of the frame asked.
 
-    def __init__(self, limits: Limits = SMALL, partitions: int = 1, partition: int = 0) -> None:
-        self.machine = Sequencer(partition, partitions, limits)
-        self.log: list[Record] = []
-        self._frames: list[list[Record]] = []
-        self._committed = 0
+    With `slow` set, states are told by `tell` only. A session with more than `whole_max` senders is not told as a whole.
+    """
+
+    def __init__(
+        self, limits: Limits = SMALL, partitions: int = 1, partition: int = 0, log: list[list[Record]] | None = None
+    ) -> None:
+        self.frames = log or []  # that are committed
+        self.machine = Sequencer(partition, partitions, limits, len(self.frames))
+        self.uncommitted: list[list[Record]] = []
+        self.slow = False
+        self.whole_max = 100
+        self.asked: list[LookUp] = []
         self.now_us = 1000
+
+    @property
+    def log(self) -> list[Record]:
+        return [record for frame in self.frames for record in frame]
+
+    def do(self, event: Any) -> list[Any]:
+        return self.settle(self.machine.handle(event))
+
+    def settle(self, effects: list[Any]) -> list[Any]:
+        """Answer what is asked of stores at once, but for retries."""
+        out: list[Any] = []
+        for effect in effects:
+            if isinstance(effect, LookUp):
+                self.asked.append(effect)
+            else:
+                out.append(effect)
+        return out if self.slow else out + self.tell()
+
+    def tell(self, most: int = 1000) -> list[Any]:
+        """Tell the states that were asked for first, `most` of them, as of the frame that was named: nothing newer counts."""
+        if not self.asked:
+            return []
+        upto, asked = self.asked.pop(0)
+        if asked[most:]:
+            self.asked.insert(0, LookUp(upto, asked[most:]))
+        told = [self._state(upto, session, senders) for session, senders in asked[:most]]
+        return self.settle(self.machine.handle(LookedUp(asked[:most], told, self.now_us)))
+
+    def _state(self, upto: int, session: str, senders: list[str]) -> Told:
+        own = [record for frame in self.frames[:upto] for record in frame if record.session == session]
+        last_n = {record.sender_id: _numbers(record)[-1] for record in own}
+        whole = len(last_n) <= self.whole_max
+        seq = sum(len(record.bodies) for record in own if record.kind == RUN)  # type: ignore[union-attr]
+        return Told(seq, {name: n for name, n in last_n.items() if whole or name in senders}, whole)
 
     def submit(self, first_n: int, *bodies: bytes, session: str = "s", sender: str = ALICE, source: str = "c") -> list[Any]:
         run = [session, sender, first_n, [5] * len(bodies), list(bodies)]
         check_runs([run], SMALL.run_messages_max)
-        return self.machine.handle(Submitted(source, [run], self.now_us))
+        return self.do(Submitted(source, [run], self.now_us))
 
     def give_up(self, n: int, session: str = "s", sender: str = ALICE, source: str = "c") -> list[Any]:
-        return self.machine.handle(GivenUp(source, [[session, sender, n]], self.now_us))
+        return self.do(GivenUp(source, [[session, sender, n]], self.now_us))
+
+    def head(self, session: str) -> int:
+        [loaded] = self.do(Wanted("reader", [session]))
+        return int(loaded.heads[0])
 
     def cut(self) -> None:
-        index = self._committed + len(self._frames) + 1
-        self._frames.append(unpack_records(pack_records(self.machine.cut_frame(index))))
+        index = len(self.frames) + len(self.uncommitted) + 1
+        self.uncommitted.append(unpack_records(pack_records(self.machine.cut_frame(index))))
 
     def commit(self, frames: int = 1) -> list[Any]:
         """The oldest frames are committed; what must be recalled is answered from the log."""
-        for records in self._frames[:frames]:
-            self.log += records
-        del self._frames[:frames]
-        self._committed += frames
-        return self.recall(self.machine.handle(FrameCommitted(self._committed)))
+        self.frames += self.uncommitted[:frames]
+        del self.uncommitted[:frames]
+        return self.recall(self.do(FrameCommitted(len(self.frames))))
 
     def recall(self, effects: list[Any]) -> list[Any]:
         out: list[Any] = []
         for effect in effects:
             if isinstance(effect, Recall):
                 own = [r for r in self.log if (r.session, r.sender_id) == (effect.retry.session, effect.retry.sender_id)]
-                out += self.machine.handle(Recalled(effect.retry, own))
+                out += self.do(Recalled(effect.retry, own))
             else:
                 out.append(effect)
         return out
@@ -126,12 +176,12 @@ def test_no_ack_leaves_for_a_frame_that_is_not_committed_G1(partition: Partition
 
 def test_readers_see_committed_messages_only_G7(partition: Partition) -> None:
     partition.submit(1, b"a", b"b")
-    assert partition.machine.head("s") == 0
+    assert partition.head("s") == 0
     partition.cut()
-    assert partition.machine.head("s") == 0
+    assert partition.head("s") == 0
     partition.commit()
-    assert partition.machine.head("s") == 2
-    assert partition.machine.head("unknown") == 0
+    assert partition.head("s") == 2
+    assert partition.head("unknown") == 0
 
 
 def test_each_source_gets_its_own_acks_and_each_session_its_own_seqs_G3(partition: Partition) -> None:
@@ -148,10 +198,10 @@ def test_each_source_gets_its_own_acks_and_each_session_its_own_seqs_G3(partitio
 
 def test_stored_at_never_goes_back_whatever_the_clock_does() -> None:
     partition = Partition()
-    partition.machine.restore_clock(500)
+    partition.machine = Sequencer(0, 1, SMALL, 0, 500)
     for now_us in (100, 900, 200):
         partition.now_us = now_us
-        partition.submit(partition.machine.sessions["s"].last_n[ALICE] + 1 if partition.machine.sessions else 1, b"x")
+        partition.submit(partition.machine.waiting + 1, b"x")
     partition.give_up(4)
     records = partition.machine.cut_frame(1)
     assert [record[5] if record[0] == RUN else record[4] for record in records] == [500, 900, 900, 900]
@@ -173,7 +223,7 @@ def test_run_above_the_next_number_is_refused_with_what_is_expected_and_nothing_
 def test_unknown_sender_must_begin_with_1(partition: Partition) -> None:
     (refusal,) = refusals(partition.submit(2, b"b"))
     assert (refusal.code, refusal.expected_n) == (Code.OUT_OF_ORDER, 1)
-    assert partition.machine.sessions == {}
+    assert partition.machine.waiting == 0
 
 
 # ---------------------------------------------------------------------- retries
@@ -286,7 +336,7 @@ def test_too_large_message_in_the_middle_is_refused_before_it_gets_a_seq_G8(part
 
 def test_body_at_the_bound_is_taken_and_a_first_one_above_it_leaves_no_trace(partition: Partition) -> None:
     assert len(refusals(partition.submit(1, b"123456789"))) == 1
-    assert partition.machine.sessions == {}
+    assert partition.machine.waiting == 0
     assert acks(partition.store(1, b"12345678")) == [("s", ALICE, 1, 1, 1, False)]
 
 
@@ -303,7 +353,7 @@ def test_body_at_the_bound_is_taken_and_a_first_one_above_it_leaves_no_trace(par
 def test_invalid_names_are_refused_and_leave_no_trace(session: str, sender: str, code: Code, first_n: int) -> None:
     partition = Partition()
     assert [r.code for r in refusals(partition.submit(first_n, b"a", session=session, sender=sender))] == [code]
-    assert partition.machine.sessions == {}
+    assert partition.machine.hot_sessions == 0
     assert partition.machine.waiting == 0
 
 
@@ -421,37 +471,43 @@ def test_frame_is_never_cut_from_nothing_or_out_of_order(partition: Partition) -
         partition.machine.cut_frame(5)
 
 
-def test_restored_session_goes_on_where_it_was_and_knows_its_retries_G5(partition: Partition) -> None:
-    partition.machine.restore_session("s", 7, {ALICE: 3})
-    partition.machine.restore_session("s", 7, {BOB: 4})
-    assert partition.machine.head("s") == 7
-    assert isinstance(partition.submit(3, b"a")[0], Recall)
+def test_session_of_an_earlier_writer_goes_on_where_it_was_and_knows_its_retries_G5() -> None:
+    before = Partition()
+    before.store(1, b"a", b"b", b"c")
+    before.store(1, b"d", sender=BOB)
+    partition = Partition(log=before.frames)
+    assert partition.head("s") == 4
+    assert isinstance(partition.submit(3, b"c")[0], Recall)
     assert refusals(partition.submit(5, b"x"))[0].expected_n == 4
-    assert acks(partition.store(4, b"d")) == [("s", ALICE, 4, 1, 8, False)]
-    assert acks(partition.store(5, b"e", sender=BOB)) == [("s", BOB, 5, 1, 9, False)]
-
-
-def test_restored_parts_that_contradict_each_other_break_an_invariant(partition: Partition) -> None:
-    partition.machine.restore_session("s", 7, {ALICE: 3})
-    with pytest.raises(InvariantBroken, match="restored twice"):
-        partition.machine.restore_session("s", 7, {ALICE: 4})
-    with pytest.raises(InvariantBroken, match="differ"):
-        partition.machine.restore_session("s", 8, {BOB: 4})
+    assert acks(partition.store(4, b"e")) == [("s", ALICE, 4, 1, 5, False)]
+    assert acks(partition.store(2, b"f", sender=BOB)) == [("s", BOB, 2, 1, 6, False)]
 
 
 # ---------------------------------------------------------------------- against a model
 
 
-class AgainstAModel(RuleBasedStateMachine):
-    """Any order of submissions, retries, skips, cuts, commits and takeovers, beside a model: one list for each session."""
+TINY = replace(
+    SMALL, sessions_hot_max=1, senders_hot_max=2, session_senders_hot_max=1, states_names_max=2, loads_at_once_max=1,
+    subscribe_sessions_max=1,
+)  # fmt: skip
+"""One session with one sender is in memory, and one is asked for at a time: everything goes and comes back all the time."""
 
-    @initialize()
-    def start(self) -> None:
-        self.partition = Partition()
-        self.model: dict[str, list[tuple[str, int, bytes]]] = {"s": [], "t": []}  # the session's messages in order
+
+class AgainstAModel(RuleBasedStateMachine):
+    """Any order of submissions, retries, skips, cuts, commits, look-ups and takeovers, beside a model: one list a session."""
+
+    @initialize(whole_max=st.sampled_from((0, 1, 2)), tiny=st.booleans())
+    def start(self, whole_max: int, tiny: bool) -> None:
+        self.whole_max, self.limits = whole_max, TINY if tiny else SMALL
+        self.begin([])
+
+    def begin(self, log: list[list[Record]]) -> None:
+        self.partition = Partition(self.limits, log=log)
+        self.partition.slow, self.partition.whole_max = True, self.whole_max
+        self.model: dict[str, list[tuple[str, int, bytes]]] = {name: [] for name in "stu"}  # the session's messages in order
         self.numbers: dict[tuple[str, str], list[bytes | None]] = {}  # what each number was first used for
         self.acked: dict[tuple[str, str, int], int] = {}
-        self.uncut = 0
+        self.refused: Counter[tuple[str, str, int, int]] = Counter()  # refusals that are due
 
     def _number(self, session: str, sender: str, body: bytes | None) -> int:
         numbers = self.numbers.setdefault((session, sender), [])
@@ -460,7 +516,7 @@ class AgainstAModel(RuleBasedStateMachine):
             self.model[session].append((sender, len(numbers), body))
         return len(numbers)
 
-    @rule(session=st.sampled_from("st"), sender=st.sampled_from((ALICE, BOB)), back=st.integers(0, 3), new=st.integers(0, 3))
+    @rule(session=st.sampled_from("stu"), sender=st.sampled_from((ALICE, BOB)), back=st.integers(0, 3), new=st.integers(0, 3))
     def submit(self, session: str, sender: str, back: int, new: int) -> None:
         """A run that overlaps `back` old numbers and brings `new` ones."""
         numbers = self.numbers.get((session, sender), [])
@@ -471,51 +527,70 @@ class AgainstAModel(RuleBasedStateMachine):
         if bodies:
             for body in fresh:
                 self._number(session, sender, body)
-            effects = self.partition.submit(first_n, *bodies, session=session, sender=sender)
-            self.take(self.partition.recall(effects))
+            self.take(self.partition.submit(first_n, *bodies, session=session, sender=sender))
 
-    @rule(session=st.sampled_from("st"), sender=st.sampled_from((ALICE, BOB)), ahead=st.integers(2, 4))
+    @rule(session=st.sampled_from("stu"), sender=st.sampled_from((ALICE, BOB)), ahead=st.integers(2, 4))
     def submit_above(self, session: str, sender: str, ahead: int) -> None:
         known = len(self.numbers.get((session, sender), []))
-        (refusal,) = refusals(self.partition.submit(known + ahead, b"x", session=session, sender=sender))
-        assert (refusal.code, refusal.expected_n) == (Code.OUT_OF_ORDER, known + 1)
+        self.refused[session, sender, known + ahead, known + 1] += 1
+        self.take(self.partition.submit(known + ahead, b"x", session=session, sender=sender))
 
-    @rule(session=st.sampled_from("st"), sender=st.sampled_from((ALICE, BOB)))
+    @rule(session=st.sampled_from("stu"), sender=st.sampled_from((ALICE, BOB)))
     def give_up(self, session: str, sender: str) -> None:
         n = self._number(session, sender, None)
-        self.take(self.partition.recall(self.partition.give_up(n, session=session, sender=sender)))
+        self.take(self.partition.give_up(n, session=session, sender=sender))
+
+    @rule(most=st.integers(1, 3))
+    def tell(self, most: int) -> None:
+        self.take(self.partition.tell(most))
+
+    @rule(sessions=st.lists(st.sampled_from("stu"), min_size=1, max_size=3))
+    def want(self, sessions: list[str]) -> None:
+        self.take(self.partition.do(Wanted(tuple(sessions), sessions)))
 
     @rule()
     def cut(self) -> None:
         if self.partition.machine.waiting:
             self.partition.cut()
-            self.uncut += 1
 
     @rule()
     def commit(self) -> None:
-        if self.uncut:
-            self.uncut -= 1
+        if self.partition.uncommitted:
             self.take(self.partition.commit())
 
     @rule()
     def take_over(self) -> None:
         """Everything that was cut is committed by the next writer; what was not cut is forgotten, and was never acked."""
-        while self.uncut:
+        while self.partition.uncommitted:
             self.commit()
-        before, self.partition = self.partition, Partition()
-        self.partition.log = before.log
-        self.model = {"s": [], "t": []}
-        self.numbers = {}
-        for record in before.log:
+        acked = self.acked
+        self.begin(self.partition.frames)
+        self.acked = acked
+        for record in self.partition.log:
             for body in record.bodies if record.kind == RUN else [None]:  # type: ignore[union-attr]
                 self._number(record.session, record.sender_id, body)
-        for session in {record.session for record in before.log}:
-            last_n = {sender: len(numbers) for (name, sender), numbers in self.numbers.items() if name == session}
-            self.partition.machine.restore_session(session, len(self.model[session]), last_n)
+
+    def teardown(self) -> None:
+        """In the end everything is told, and has its answer."""
+        if hasattr(self, "partition"):
+            while self.partition.asked:
+                self.tell(3)
+            while self.partition.machine.waiting or self.partition.uncommitted:
+                self.cut()
+                self.commit()
+            assert self.partition.machine.parked_bytes == 0
+            assert self.refused.total() == 0
+            expected = {(*who, k + 1) for who, bodies in self.numbers.items() for k in range(len(bodies))}
+            assert {(r.session, r.sender_id, n) for r in self.partition.log for n in _numbers(r)} == expected
 
     def take(self, effects: list[Any]) -> None:
-        assert refusals(effects) == []
-        in_log = {(r.session, r.sender_id, n) for r in self.partition.log for n in _numbers(r)}
+        effects = self.partition.recall(effects)
+        for refusal in refusals(effects):
+            assert refusal.code == Code.OUT_OF_ORDER
+            self.refused[refusal.session, refusal.sender_id, refusal.first_n, refusal.expected_n] -= 1
+        assert min(self.refused.values(), default=0) >= 0, "a refusal that was not due"
+        log = self.partition.log
+        in_log = {(r.session, r.sender_id, n) for r in log for n in _numbers(r)}
         for session, sender, first_n, count, first_seq, _ in acks(effects):
             for k in range(count):
                 number = (session, sender, first_n + k)
@@ -526,22 +601,33 @@ class AgainstAModel(RuleBasedStateMachine):
                 assert (seq == 0) == (body is None)
                 if seq:
                     assert self.model[session][seq - 1] == (sender, first_n + k, body)
+        for loaded in (effect for effect in effects if isinstance(effect, Loaded)):
+            assert loaded.heads == [sum(len(_bodies(r)) for r in log if r.session == name) for name in loaded.waiter]
 
     @invariant()
     def seqs_are_dense_and_follow_the_order_of_submission_G3_G4(self) -> None:
-        seqs = {"s": 0, "t": 0}
+        seqs = dict.fromkeys("stu", 0)
         for record in self.partition.log:
             if record.kind == RUN:
                 assert record.first_seq == seqs[record.session] + 1  # type: ignore[union-attr]
-                seqs[record.session] += len(record.bodies)  # type: ignore[union-attr]
-        for session, seq in seqs.items():
-            assert self.partition.machine.head(session) == seq
+                seqs[record.session] += len(_bodies(record))
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        """A state that is above the bound belongs to a session that has uncommitted records, or is waited for."""
+        partition = self.partition
+        if self.limits is TINY and not partition.asked and not partition.uncommitted and not partition.machine.waiting:
+            assert partition.machine.hot_sessions <= 1
 
 
 def _numbers(record: Record) -> range:
     if record.kind == RUN:
         return range(record.first_n, record.first_n + len(record.bodies))  # type: ignore[union-attr]
     return range(record.n, record.n + 1)  # type: ignore[union-attr]
+
+
+def _bodies(record: Record) -> list[bytes]:
+    return record.bodies if record.kind == RUN else []  # type: ignore[union-attr]
 
 
 TestAgainstAModel = AgainstAModel.TestCase

@@ -104,27 +104,6 @@ def test_recall_finds_exactly_the_numbers_that_were_asked_for_G5(
     assert found == {n: what for n, what in numbered.items() if first <= n <= last}
 
 
-@given(LOGS, st.integers(1, 400))
-def test_pages_of_states_add_up_to_every_session_and_sender(log: Log, bytes_max: int) -> None:
-    index = log.index()
-    last_seq: dict[str, int] = {}
-    last_n: dict[tuple[str, str], int] = {}
-    session_at = sender_at = 0
-    while True:
-        page = index.state(session_at, sender_at, bytes_max)
-        if not page.items:
-            break
-        assert page.upto == len(log.frames)
-        for session, seq, senders in page.items:
-            assert last_seq.setdefault(session, seq) == seq
-            for sender_id, n in senders.items():
-                assert (session, sender_id) not in last_n
-                last_n[session, sender_id] = n
-        session_at, sender_at = page.session_at, page.sender_at
-    assert last_n == log._last_n
-    assert last_seq == {session: len(log.messages[session]) for session, _ in log.records}
-
-
 @given(LOGS, st.lists(st.sampled_from([*SESSIONS, "unknown"]), unique=True), st.integers(1, 400))
 def test_states_are_told_in_the_order_asked_a_page_at_a_time(log: Log, names: list[str], bytes_max: int) -> None:
     index = log.index()
@@ -151,7 +130,8 @@ def test_of_a_session_with_many_senders_only_those_asked_for_are_told(monkeypatc
 def test_index_that_catches_up_in_steps_is_the_same(log: Log, data: st.DataObject) -> None:
     index = log.index(data.draw(st.integers(0, len(log.frames))))
     index.catch_up(len(log.frames), lambda i: log.frames[i - 1])
-    assert index.state(0, 0, LOTS) == log.index().state(0, 0, LOTS)
+    asked = [(name, []) for name in SESSIONS]
+    assert index.states(asked, LOTS) == log.index().states(asked, LOTS)
 
 
 def test_unknown_session_has_no_runs_and_no_records() -> None:

@@ -14,12 +14,24 @@ from typing import Any, NamedTuple
 from simulated.client import ClientProcess
 from simulated.store import StoreProcess
 from trilogue.actors import store_index
-from trilogue.actors.protocol import founding, holdings, log, sequencer, store, subscriptions, takeover, writer
+from trilogue.actors.protocol import (
+    founding,
+    holdings,
+    log,
+    retries,
+    sequencer,
+    session_states,
+    store,
+    subscriptions,
+    takeover,
+    writer,
+)
 from trilogue.actors.protocol.frames import HEADER_BYTES, decode_frame, encode_frame
 from trilogue.actors.protocol.holdings import Fence, PartitionState
 from trilogue.actors.protocol.log import UNKNOWN, LogWriter
 from trilogue.actors.protocol.replication import AskFence, AskJoin, CompareAndSet, Filled, Frame, StoreLost, Tick
 from trilogue.actors.protocol.sequencer import Sequencer
+from trilogue.actors.protocol.session_states import SessionState, SessionStates
 from trilogue.actors.protocol.store import StoreState, Tell, WriteFence
 from trilogue.actors.protocol.submissions import Answered, Readable, Recall, Refusal, Refused
 from trilogue.actors.protocol.subscriptions import Deliver, Subscriptions
@@ -320,17 +332,17 @@ def _index_what_is_there(self: Any, upto: int, read_frame: Any) -> None:
 # ---------------------------------------------------------------------- the sequencer
 
 
-def _no_senders(self: Any, session: str, last_seq: int, last_n: Any, restore: Any = Sequencer.restore_session) -> None:
-    restore(self, session, last_seq, {})
+def _no_senders(self: Any, asked: Any, told: Any, believe: Any = SessionStates.told) -> Any:
+    return believe(self, asked, [one._replace(last_n={}) for one in told])
 
 
-def _seq_starts_again(self: Any, session: str, last_seq: int, last_n: Any, restore: Any = Sequencer.restore_session) -> None:
-    restore(self, session, 0, last_n)
+def _seq_starts_again(self: Any, asked: Any, told: Any, believe: Any = SessionStates.told) -> Any:
+    return believe(self, asked, [one._replace(last_seq=0) for one in told])
 
 
 def _retry_as_new(self: Any, source: Any, runs: list[Any], now_us: int, submit: Any = Sequencer.submit) -> list[Any]:
     for session, sender_id, first_n, _, _ in runs:
-        state = self.sessions.get(session)
+        state = self._states.hot.get(session)
         if state is not None and first_n <= state.last_n.get(sender_id, 0):
             state.last_n[sender_id] = first_n - 1
     effects: list[Any] = submit(self, source, runs, now_us)
@@ -341,9 +353,10 @@ def _refuse_first(self: Any, source: Any, runs: list[Any], now_us: int, submit: 
     effects: list[Any] = []
     for run in runs:
         session, sender_id, first_n, _, bodies = run
-        state = self.sessions.get(session)
-        expected = (state.last_n.get(sender_id, 0) if state is not None else 0) + 1
-        if first_n == expected:
+        state = self._states.hot.get(session)
+        last_n = state.last_n.get(sender_id) if state is not None else None
+        expected = (last_n or 0) + 1
+        if last_n is None or first_n == expected:
             effects += submit(self, source, [run], now_us)
         else:
             refusal = Refusal(session, sender_id, first_n, len(bodies), Code.OUT_OF_ORDER, "", expected)
@@ -353,8 +366,8 @@ def _refuse_first(self: Any, source: Any, runs: list[Any], now_us: int, submit: 
 
 def _holes_in_n(self: Any, source: Any, runs: list[Any], now_us: int, submit: Any = Sequencer.submit) -> list[Any]:
     for session, sender_id, first_n, _, _ in runs:
-        state = self.sessions.get(session)
-        if state is not None and first_n > state.last_n.get(sender_id, 0) + 1:
+        state = self._states.hot.get(session)
+        if state is not None and sender_id in state.last_n and first_n > state.last_n.get(sender_id, 0) + 1:
             state.last_n[sender_id] = first_n - 1
     effects: list[Any] = submit(self, source, runs, now_us)
     return effects
@@ -375,6 +388,54 @@ def _read_at_once(self: Any, source: Any, runs: list[Any], now_us: int, submit: 
 
 def _retry_answered_early(self: Any, retry: Any) -> list[Any]:
     return [Recall(retry)]
+
+
+# ---------------------------------------------------------------------- sessions that are not in memory
+
+
+def _evict_uncommitted(self: Any, _records: int, upto: int, evict: Any = SessionStates.evict) -> None:
+    evict(self, 1 << 60, upto)
+
+
+def _committed_of_nobody(self: Any, upto: int, committed: Any = Sequencer.committed) -> list[Any]:
+    """What was evicted is not there when its frame is committed: let that pass."""
+    hot = self._states.hot
+    gone = {record[1] for _, records, _ in self._in_frames for record in records} - hot.keys()
+    hot.update({session: SessionState(0, {}, False) for session in sorted(gone)})
+    effects: list[Any] = committed(self, upto)
+    for session in gone:
+        hot.pop(session, None)
+    return effects
+
+
+def _evict_and_ask_for_less(self: Any, records: int, upto: int, evict: Any = SessionStates.evict) -> None:
+    before = self.covers_upto
+    evict(self, records, upto)
+    self.covers_upto = before
+
+
+def _all_told(self: Any, asked: Any, told: Any, believe: Any = SessionStates.told) -> Any:
+    return believe(self, asked, [one._replace(whole=True) for one in told])
+
+
+def _answer_overrules(self: Any, asked: Any, told: Any, believe: Any = SessionStates.told) -> Any:
+    for (session, _), one in zip(asked, told, strict=True):
+        if (state := self.hot.get(session)) is not None:
+            state.last_seq = one.last_seq
+            state.last_n.update({sender_id: n for sender_id, n in one.last_n.items() if sender_id in state.last_n})
+    return believe(self, asked, told)
+
+
+def _head_forgotten(self: Any, asked: Any, told: Any, believe: Any = SessionStates.told) -> Any:
+    cold = [session for session, _ in asked if session not in self.hot]
+    result = believe(self, asked, told)
+    for session in cold:
+        self.hot[session].committed_seq = 0
+    return result
+
+
+def _drop_busy_senders(self: Any, _busy: Any, upto: int, drop: Any = SessionStates.drop_senders) -> None:
+    drop(self, set(), upto)
 
 
 # ---------------------------------------------------------------------- readers and clients
@@ -613,12 +674,8 @@ OWN: dict[str, Bug] = {
     "fence_unwritten": Bug("never writes a fence down", [(StoreState, "_fence", _fence_unwritten)], "zombies", 600),
     "yes_volatile": Bug("says yes before its sync", [(StoreState, "_append", _yes_volatile)], "storms", 100),
     "any_writer": Bug("a store obeys any writer", [(StoreState, "_append", _obey(lambda _: 0))], "zombies", 200),
-    "dedupe_in_memory": Bug(
-        "dedupe knows only what came since the start", [(Sequencer, "restore_session", _no_senders)], "mixed", 50
-    ),
-    "seq_starts_again": Bug(
-        "seqs start again after a takeover", [(Sequencer, "restore_session", _seq_starts_again)], "mixed", 50
-    ),
+    "dedupe_in_memory": Bug("dedupe knows only what came since the start", [(SessionStates, "told", _no_senders)], "mixed", 50),
+    "seq_starts_again": Bug("seqs start again after a takeover", [(SessionStates, "told", _seq_starts_again)], "mixed", 50),
     "retry_as_new": Bug("a retry is given a new number", [(Sequencer, "submit", _retry_as_new)], "mixed", 50),
     "refuse_first": Bug("a refusal comes before dedupe", [(Sequencer, "submit", _refuse_first)], "mixed", 50),
     "holes_in_n": Bug("a sender's numbers may have holes", [(Sequencer, "submit", _holes_in_n)], "storms", 200),
@@ -626,6 +683,39 @@ OWN: dict[str, Bug] = {
     "retry_answered_early": Bug(
         "answers a retry before its original is committed",
         [(Sequencer, "_retry", _retry_answered_early)],
+        "mixed",
+        200,
+    ),
+    "evict_uncommitted": Bug(
+        "a session goes from memory while a frame of its is in flight",
+        [(SessionStates, "evict", _evict_uncommitted), (Sequencer, "committed", _committed_of_nobody)],
+        "mixed",
+        50,
+    ),
+    "ask_for_less": Bug(
+        "asks for a session's state without the frames that it wrote itself",
+        [(SessionStates, "evict", _evict_and_ask_for_less)],
+        "mixed",
+        50,
+    ),
+    "unknown_is_new": Bug(
+        "takes a sender for new in a session of which not all senders are known",
+        [(SessionStates, "told", _all_told)],
+        "mixed",
+        50,
+    ),
+    "answer_overrules": Bug(
+        "a store's answer overrules what is known of a session that is in memory",
+        [(SessionStates, "told", _answer_overrules)],
+        "mixed",
+        200,
+    ),
+    "head_forgotten": Bug(
+        "a session that comes back has nothing that may be read", [(SessionStates, "told", _head_forgotten)], "readers", 50
+    ),
+    "drop_busy_senders": Bug(
+        "a sender goes from memory while a frame of its is in flight",
+        [(SessionStates, "drop_senders", _drop_busy_senders)],
         "mixed",
         200,
     ),
@@ -689,6 +779,18 @@ def plant(bug: Bug, put: Callable[[Any, str, Any], None]) -> None:
 
 def take_out_invariants(put: Callable[[Any, str, Any], None]) -> None:
     """From now on no invariant of the product is checked."""
-    for module in (founding, holdings, log, sequencer, store, store_index, subscriptions, takeover, writer):
+    for module in (
+        founding,
+        holdings,
+        log,
+        retries,
+        sequencer,
+        session_states,
+        store,
+        store_index,
+        subscriptions,
+        takeover,
+        writer,
+    ):
         for check in {"require", "violated"} & vars(module).keys():
             put(module, check, lambda *_: None)

@@ -2,8 +2,8 @@
 
 Owns the meaning of G2–G7 and G9–G11 for a history. It shares no code with what it judges: it has its own reader of frames. An
 anomaly is a line that begins with its kind: lost, duplicated, reordered, gap, sender order, real time, two answers, readers,
-pushed, skipped, twice, behind, disagree, forgotten, refused, damaged, stuck. (``witness`` adds: not held, two commits, deposed,
-junk.)
+pushed, heads, skipped, twice, behind, disagree, forgotten, refused, damaged, stuck. (``witness`` adds: not held, two commits,
+deposed, junk.)
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _judge_facts(
             sender_id, session, n = fact
             if (session, sender_id, n) not in by_number and (session, sender_id, n) not in skipped:
                 found.append(f"lost: {fact} was saved in the outbox")
-        elif kind not in ("opened", "followed", "subscribed", "pushed"):
+        elif kind not in ("opened", "followed", "subscribed", "pushed", "heads"):
             found.append(f"{kind}: {fact}")
     found += [f"lost: {number} is in the log and was never handed over" for number in by_number if number not in bodies]
     return found
@@ -159,6 +159,12 @@ def _judge_readers(history: list[tuple[Any, ...]], last_seq: dict[str, int]) -> 
                 found.append(f"{'skipped' if seq > before else 'twice'}: {name} was given {seq} of {session} after {before}")
             at[name, session] = seq
             reached[name, session] = max(seq, reached.get((name, session), 0))
+        elif kind == "heads":
+            name, session, acked, head = fact
+            if not acked <= head <= last_seq.get(session, 0):
+                found.append(
+                    f"heads: {name} was told {head} of {session}: {acked} was acked to it, {last_seq.get(session, 0)} is there"
+                )
         elif kind == "followed":
             name, session, last = fact
             if last < last_seq.get(session, 0):

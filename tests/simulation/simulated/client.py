@@ -47,6 +47,7 @@ LIMITS = Limits(
     history_bytes_max=16 * KIB,
     page_bytes_max=4 * KIB,
     credit_bytes_max=16 * KIB,
+    states_names_max=64,
 )
 
 
@@ -113,6 +114,7 @@ class ClientProcess(Process):
         self.old: list[tuple[str, str, int, bytes]] = []  # what was acked: (session, sender_id, n, body)
         self.sent: dict[tuple[str, str, int], bytes] = {}
         self.link: Link | None = None
+        self.acked_here: dict[str, int] = {}  # the highest seq of each session that was acked on this connection
         self._heard_at = 0
         self._woken = False
         self._numbers = 0
@@ -227,6 +229,7 @@ class ClientProcess(Process):
             self.world.at(self.world.rng.randrange(3, 12), self, self._connect)
             return
         self.link = link = Link(self.world, self, session)
+        self.acked_here = {}
         self._heard_at = self.world.now
         self.world.at(self.world.delay(), session, session.accept, link)
 
@@ -304,6 +307,7 @@ class ClientProcess(Process):
             for k in range(count):
                 n, seq = first_n + k, first_seq and first_seq + k
                 self.world.note(self.name, "acked", session, n, seq, duplicate)
+                self.acked_here[session] = max(seq, self.acked_here.get(session, 0))
                 self.world.history.append(("acked", self.world.now, sender_id, session, n, seq))
                 body = self.sent.get((session, sender_id, n))
                 if body is not None:
@@ -403,6 +407,23 @@ class ClientProcess(Process):
                     )
 
         link.request(self, Say.HISTORY, session, dice.randrange(0, 30), dice.randrange(1, 8), then=then)
+
+    def ask_for_heads(self, dice: Random) -> None:
+        """How far its sessions are, and some of which nobody has heard."""
+        link = self.link
+        if link is None or not self.flow.is_open:
+            return
+        sessions = [*self.sessions, *(f"nobody-{dice.randrange(3)}" for _ in range(dice.randrange(3)))]
+        acked = dict(self.acked_here)
+
+        def then(answer: Any) -> None:
+            if answer is not None and answer[0] == 0:
+                for session, head in zip(sessions, answer[1], strict=True):
+                    self.world.count("client: a head was told")
+                    fact = (self.name, session, acked.get(session, 0), head)
+                    self.world.history.append(("heads", self.world.now, *fact))
+
+        link.request(self, Say.HEADS, sessions, then=then)
 
     def settle(self) -> None:
         """The faults are over: take everything, and subscribe where that had failed."""

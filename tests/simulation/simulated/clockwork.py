@@ -70,9 +70,9 @@ class Clockwork:
         if self.keep_trace:
             self.trace.append(line)
 
-    def count(self, what: str) -> None:
-        """It has happened once more."""
-        self.covered[what] += 1
+    def count(self, what: str, times: int = 1) -> None:
+        """It has happened once more, or so many times more."""
+        self.covered[what] += times
 
     def fingerprint(self) -> str:
         """A digest of the whole trace."""

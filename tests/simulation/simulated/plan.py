@@ -76,7 +76,15 @@ def make_plan(seed: int, profile: str, clients: list[str]) -> list[Step]:
         for _ in range(rng.randrange(5, 20)):
             when = rng.randrange(0, FAULTS_END_MS)
             drawn += [(when, "hand_over", client)] * rng.choice((1, 1, 2, 8))
-        for what in ("read_on", "retry_an_old_one", "skip_ahead", "take_messages", "take_messages", "ask_for_a_page"):
+        for what in (
+            "read_on",
+            "retry_an_old_one",
+            "skip_ahead",
+            "take_messages",
+            "take_messages",
+            "ask_for_a_page",
+            "ask_for_heads",
+        ):
             drawn += [(rng.randrange(0, FAULTS_END_MS), what, client) for _ in range(rng.randrange(1, 5))]
     weights = PROFILES[profile]
     faults = rng.choices(list(weights), list(weights.values()), k=rng.randrange(3, 14))

@@ -1,4 +1,4 @@
-"""A SessionActor: the product's `PartitionWriter`, `Sequencer` and `Subscriptions`, and the glue of its shells.
+"""A SessionActor: the product's `PartitionWriter`, and the glue of its shells; what it does for clients stands in ``serving``.
 
 Owns no rule of its own: what `replicated_log` and `session_actor` do with events and effects is done here without sockets.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulated.clockwork import Link, Process
+from simulated.clockwork import Link
+from simulated.serving import AGAIN_MS, Serving
 from simulated.store import LOG_ID, PARTITION, StoreProcess
-from trilogue.actors.protocol import subscriptions
 from trilogue.actors.protocol.ensemble import Wish
 from trilogue.actors.protocol.founding import Inspect, Inspected
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.messages import Run, pack_records, unpack_record
+from trilogue.actors.protocol.messages import pack_records
 from trilogue.actors.protocol.ranges import Member
 from trilogue.actors.protocol.replication import (
     AskFence,
@@ -30,60 +30,37 @@ from trilogue.actors.protocol.replication import (
     Proposed,
     SendFrames,
     Settled,
-    Stored,
     StoreLost,
     StoreUp,
     Tick,
 )
 from trilogue.actors.protocol.sequencer import Sequencer
-from trilogue.actors.protocol.submissions import (
-    Answered,
-    FrameCommitted,
-    GivenUp,
-    Readable,
-    Recall,
-    Recalled,
-    Refused,
-    Retry,
-    Submitted,
-    check_runs,
-)
-from trilogue.actors.protocol.subscriptions import Credited, Deliver, ReadPage, Subscribed, Subscriptions
+from trilogue.actors.protocol.submissions import FrameCommitted
 from trilogue.actors.protocol.takeover import AskHeard, FenceRefused, Fetch, Fetched, Heard, ReadRecord, RecordRead
 from trilogue.actors.protocol.vocabulary import Code, FenceAnswer, Say, StoreView, TailEntry
 from trilogue.actors.protocol.writer import PartitionWriter, Recovered
 
 RECONNECT_MS = 20
-AGAIN_MS = 20
 HURRY_MS = 5
 IDLE_MS = 40
 FILL_FRAMES = 3
 SPARE = "it is a spare"
-HISTORY_MESSAGES_MAX = 4
-PAGE_BYTES_MAX = 400
-CREDIT_BYTES_MAX = 1_000
-FULL_SOCKETS = 0.05
 
 
-class SessionProcess(Process):
+class SessionProcess(Serving):
     """One process of the SessionActor `session`: a spare, until it is told to take the partition."""
 
     def __init__(self, world: Any, name: str, session: str, stores: tuple[str, ...], wish: Wish, limits: Limits) -> None:
-        super().__init__(world, name)
-        self.world: Any = world
+        super().__init__(world, name, limits)
         self.session = session
-        self.stores, self.wish, self.limits = stores, wish, limits
+        self.stores, self.wish = stores, wish
         self.connections: dict[str, Link] = {}  # by key
         self.born = world.now
         self.clock_ms = 0  # how far its wall clock is off
         self.machine: PartitionWriter | None = None
-        self.sequencer = Sequencer(PARTITION, 1, limits)
-        self.subscriptions = Subscriptions(HISTORY_MESSAGES_MAX, PAGE_BYTES_MAX, CREDIT_BYTES_MAX)
-        self.open = False
         self._waiting_text = SPARE
         self._attempts = 0
         self._cut_is_due = self._idle_is_due = False
-        self.clients: list[Link] = []
         for store in stores:
             self._connect(store)
 
@@ -204,7 +181,7 @@ class SessionProcess(Process):
                     self._send(machine.epoch, stores, frames)
                 case Committed(upto):
                     self.world.witness.committed(machine, upto)
-                    self._run(self.sequencer.handle(FrameCommitted(upto)))
+                    self._decide(FrameCommitted(upto))
                     self._plan_cut()
                     self._plan_idle()
                 case ReadRecord():
@@ -214,7 +191,7 @@ class SessionProcess(Process):
                         self, version, record, lambda version, text: self._to(machine, Settled(version, text))
                     )
                 case Recovered(upto):
-                    self._restore(machine, upto, Sequencer(PARTITION, 1, self.limits))
+                    self._find_the_end(machine, upto)
                 case Backfill():
                     self._backfill(machine, effect)
                 case Ended(text):
@@ -318,31 +295,22 @@ class SessionProcess(Process):
         else:
             self._backfill(machine, order, base)
 
-    def _restore(
-        self, machine: PartitionWriter, upto: int, sequencer: Sequencer, session_at: int = 0, sender_at: int = 0
-    ) -> None:
-        log = machine.log
-        assert log is not None
+    def _find_the_end(self, machine: PartitionWriter, upto: int) -> None:
+        """The clock of the log that ends at frame `upto`; what its sessions are is asked when it is needed."""
 
         def then(answer: Any) -> None:
             if machine is not self.machine:
                 return
             if answer is None:
-                self.world.at(AGAIN_MS, self, self._restore, machine, upto, sequencer, session_at, sender_at)
+                self.world.at(AGAIN_MS, self, self._find_the_end, machine, upto)
                 return
-            page, next_session, next_sender, last_stored_at_us, covered = answer
+            last_stored_at_us, covered, _ = answer
             if covered != upto:
                 self._end("a store has committed more: another writer took this partition over")
                 return
-            sequencer.restore_clock(last_stored_at_us)
-            for name, last_seq, last_n in page:
-                sequencer.restore_session(name, last_seq, last_n)
-            if page:
-                self._restore(machine, upto, sequencer, next_session, next_sender)
-            else:
-                self._open(machine, sequencer)
+            self._open(machine, Sequencer(PARTITION, 1, self.limits, upto, last_stored_at_us))
 
-        self._ask(then, Say.SESSIONS, PARTITION, upto, session_at, sender_at)
+        self._ask(then, Say.STATES, PARTITION, upto, [])
 
     def _open(self, machine: PartitionWriter, sequencer: Sequencer) -> None:
         assert machine.log is not None
@@ -381,175 +349,6 @@ class SessionProcess(Process):
         self._idle_is_due = False
         if self.log is not None and not self.sequencer.waiting and self.log.has_room:
             self._feed(Idle())
-
-    def _ask(self, then: Any, say: int, *items: Any) -> None:
-        """Ask the stores one after the other; `then` gets the first value, or None."""
-        names = [key for key in (self.log.whole if self.log is not None else []) if key in self.connections]
-
-        def ask_next(answer: Any = None) -> None:
-            if answer is not None and answer[0] == 0:
-                then(answer[1])
-            elif not names:
-                then(None)
-            else:
-                name = names.pop(0)
-                if name in self.connections:
-                    self.connections[name].request(self, say, *items, then=ask_next)
-                else:
-                    ask_next()
-
-        self.world.at(0, self, ask_next)
-
-    # ------------------------------------------------------------------ clients
-
-    def accept(self, link: Link) -> None:
-        """A client has connected."""
-        if not link.is_closed(self):
-            self.clients.append(link)
-            self._greet(link)
-
-    def _greet(self, link: Link) -> None:
-        if self.open and not self._waiting_text:
-            assert self.log is not None
-            link.send(self, [Say.OPEN, PARTITION, self.log.epoch, self.log.copies, self.limits.body_bytes_max])
-        else:
-            link.send(self, [Say.WAITING, PARTITION if self.machine is not None else -1, self._waiting_text, self.open])
-
-    def on_message(self, link: Link, message: list[Any]) -> None:
-        match message:
-            case [Say.STORED, _, epoch, index, crc]:
-                self._feed(Stored(link.info.key, epoch, index, crc))
-            case [Say.NOT_STORED, _, epoch, code, text]:
-                self._feed(NotStored(link.info.key, epoch, Code(code), text))
-            case [Say.SUBMIT, runs]:
-                check_runs(runs, self.limits.run_messages_max)
-                if self.open:
-                    self._run(self.sequencer.handle(Submitted(link, runs, self._wall_clock_us())))
-                    self._plan_cut()
-                else:
-                    link.close(self)
-            case [Say.GIVE_UP, numbers]:
-                if self.open:
-                    self._run(self.sequencer.handle(GivenUp(link, numbers, self._wall_clock_us())))
-                    self._plan_cut()
-                else:
-                    link.close(self)
-            case [Say.CREDIT, number, messages, size]:
-                self._tell(self.subscriptions.handle(Credited(link, number, messages, size)))
-            case [Say.UNSUBSCRIBE, number]:
-                self.subscriptions.forget(link, number)
-            case [say, request, *arguments]:
-                self._on_request(link, say, request, arguments)
-
-    def _wall_clock_us(self) -> int:
-        return int(1000 * max(0, 100_000 + self.world.now + self.clock_ms))
-
-    def _on_request(self, link: Link, say: int, request: int, arguments: list[Any]) -> None:
-        def reply(value: Any, code: int = 0) -> None:
-            link.send(self, [Say.REPLY, request, code, value])
-
-        match say, arguments:
-            case Say.PING, _:
-                machine = self.machine
-                waiting = self._waiting_text or ("" if self.open else "opening")
-                state = "spare" if machine is None else f"waiting: {waiting}" if waiting else "open"
-                log = self.log
-                reply(["session", self.session, PARTITION if machine is not None else -1, log.epoch if log else 0, state])
-            case Say.TAKE, _:
-                self.take()
-                reply(None)
-            case _ if not self.open:
-                reply("not open", Code.UNAVAILABLE)
-            case Say.HISTORY, [session, after, limit]:
-                self._history(link, request, session, after, limit)
-            case Say.SUBSCRIBE, [number, sessions, messages, size]:
-                places = [(session, after, self.sequencer.head(session)) for session, after in sessions]
-                reply([after for _, after, _ in places])
-                self._tell(self.subscriptions.handle(Subscribed(link, number, places, messages, size)))
-
-    # ------------------------------------------------------------------ reading
-
-    def _history(self, link: Link, request: int, session: str, after: int, limit: int) -> None:
-        head = self.sequencer.head(session)
-        if after >= head:
-            link.send(self, [Say.REPLY, request, 0, [[], head]])
-            return
-
-        def then(page: Any) -> None:
-            answer = [0, [page, head]] if page is not None else [int(Code.UNAVAILABLE), "no store answers"]
-            link.send(self, [Say.REPLY, request, *answer])
-
-        self._ask(then, Say.RUNS, PARTITION, self.readable_upto(), session, after, min(limit, head - after))
-
-    def _tell(self, effects: list[Any]) -> None:
-        for effect in effects:
-            if isinstance(effect, Deliver):
-                link: Any = effect.source
-                link.send(self, [Say.DELIVER, effect.subscriptions, effect.runs])
-                if self.world.rng.random() < FULL_SOCKETS:
-                    self.subscriptions.handle(subscriptions.Blocked(link))
-                    self.world.at(self.world.rng.randrange(1, 50), self, self._free, link)
-            else:
-                self._read_page(effect)
-
-    def _free(self, link: Any) -> None:
-        if not link.is_closed(self):
-            self._tell(self.subscriptions.handle(subscriptions.Freed(link)))
-
-    def _read_page(self, order: ReadPage) -> None:
-        """A page for subscriptions; asked again while no store answers, as long as somebody waits for it."""
-        session, after = order.session, order.after
-        if not self.open:
-            return
-        if not self.subscriptions.awaits(session, after):
-            self.subscriptions.handle(subscriptions.PageRead(session, after, [], after))
-            return
-
-        def then(page: Any) -> None:
-            if page is None:
-                self.world.at(AGAIN_MS, self, self._read_page, order)
-                return
-            runs = [run for run in map(unpack_record, page) if isinstance(run, Run)]
-            event = subscriptions.PageRead(session, after, runs, self.sequencer.head(session))
-            self._tell(self.subscriptions.handle(event))
-
-        limit = min(order.messages, self.sequencer.head(session) - after)
-        self._ask(then, Say.RUNS, PARTITION, self.readable_upto(), session, after, limit, order.size_bytes)
-
-    def readable_upto(self) -> int:
-        """Up to which frame stores may be asked for a reader."""
-        assert self.log is not None
-        return int(self.log.committed)
-
-    def _run(self, effects: list[Any]) -> None:
-        assert self.log is not None
-        for effect in effects:
-            match effect:
-                case Answered(source, acks):
-                    self._answer(source, [Say.ACKED, self.log.epoch, self.log.copies, acks])
-                case Readable(runs):
-                    followed: dict[str, list[Run]] = {}
-                    for run in runs:
-                        if self.subscriptions.follows(run[1]):
-                            followed.setdefault(run[1], []).append(Run._make(run))
-                    for of_session in followed.values():
-                        self._tell(self.subscriptions.handle(subscriptions.Committed(of_session)))
-                case Refused(source, refusals):
-                    self._answer(source, [Say.REFUSED, self.log.epoch, refusals])
-                case Recall(retry):
-                    self._recall(retry)
-
-    def _answer(self, source: Any, message: list[Any]) -> None:
-        source.send(self, message)
-
-    def _recall(self, retry: Retry) -> None:
-        assert self.log is not None
-
-        def then(page: Any) -> None:
-            records = None if page is None else [unpack_record(item) for item in page]
-            self._run(self.sequencer.handle(Recalled(retry, records)))
-
-        self._ask(then, Say.RECALL, PARTITION, self.log.committed, retry.session, retry.sender_id, retry.first_n, retry.last_n)
 
 
 def _fence_answer(value: list[Any]) -> FenceAnswer:

@@ -268,7 +268,7 @@ class StoreProcess(Process):
                     source.send([Say.REPLY, request, int(Code.UNAVAILABLE), "not here yet"])
                     return
                 self.index.catch_up(upto, lambda index: self.frames.by_index[index])
-                source.send([Say.REPLY, request, 0, self._read(say, rest)])
+                source.send([Say.REPLY, request, 0, self._read(say, upto, rest)])
 
     def is_whole(self, upto: int) -> bool:
         """Whether it holds the log from its first frame on, up to `upto`."""
@@ -279,15 +279,28 @@ class StoreProcess(Process):
             return -1
         return int(self.world.now - self._heard[1])
 
-    def _read(self, say: int, rest: list[Any]) -> Any:
+    def _read(self, say: int, upto: int, rest: list[Any]) -> Any:
         match say, rest:
-            case Say.SESSIONS, [session_at, sender_at]:
-                return list(self.index.state(session_at, sender_at, 300))
+            case Say.STATES, [asked]:
+                return self._states(upto, [(session, senders) for session, senders, _ in asked])
             case Say.RUNS, [session, after, limit, *_]:
                 return self.index.runs(session, after, limit, 200, self._record)
             case Say.RECALL, [session, sender_id, first_n, last_n]:
                 return self.index.recall(session, sender_id, first_n, last_n, self._record)
         raise AssertionError(f"a read {say} of unknown shape")
+
+    def _states(self, upto: int, asked: list[tuple[str, list[str]]]) -> Any:
+        """Now and then no more is covered than was asked, or is told of a session's senders: any store may do so."""
+        index = self.index
+        if asked and self.world.rng.random() < 0.3:
+            index = StoreIndex()
+            index.catch_up(upto, lambda at: self.frames.by_index[at])
+        last_stored_at_us, covered, told = index.states(asked, self.world.rng.choice((1, 300)))
+        for (_, senders), state in zip(asked, told, strict=False):
+            if self.world.rng.random() < 0.5:
+                state[1] = {sender_id: n for sender_id, n in state[1].items() if sender_id in senders}
+                state[2] = False
+        return [last_stored_at_us, covered, told]
 
     def _record(self, place: Place) -> bytes:
         return self.frames.by_index[place.frame_index][place.offset : place.offset + place.size]

@@ -248,6 +248,39 @@ def catchup(
     _run(scenario, _draw_reading, address=address, data=data, json=json, plot=plot, partitions=1)
 
 
+@app.command(name="sessions")
+def many_sessions(
+    sessions: Annotated[int | None, typer.Option("--sessions", metavar="N", help="How many sessions there are.")] = None,
+    body_bytes: BodyBytes = None,
+    seed: Seed = 1,
+    data: Data = None,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """What a million idle sessions cost: memory, a restart of everything, and the first message of somebody who comes back.
+
+    Each session gets three messages. Then everything is killed (kill -9) and started again.
+    """
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import scenarios
+
+        return scenarios.many_sessions(
+            where,
+            progress,
+            sessions=scenarios.MANY_SESSIONS if sessions is None else sessions,
+            body_bytes=scenarios.BODY_BYTES if body_bytes is None else body_bytes,
+            seed=seed,
+        )
+
+    def draw(outcome: Outcome, path: Path) -> None:
+        from trilogue.bench.report import plots
+
+        plots.plot_sessions(outcome.result, outcome.curves, path)
+
+    _run(scenario, draw, address=None, data=data, json=json, plot=plot, partitions=1)
+
+
 def _draw_reading(outcome: Outcome, path: Path) -> None:
     from trilogue.bench.load.metrics import Histogram
     from trilogue.bench.report import plots

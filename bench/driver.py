@@ -48,6 +48,8 @@ class Load:
     readers: int = 1
     processes: int = 1
     alone_s: float = 0.0
+    asked: int = 0
+    read_back: int = 0
     file: str | None = None
     outbox: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -106,31 +108,7 @@ def measure(command: str, load: Load, system: System, progress: Progress, conduc
     """Run `load` on `system`, between two halves of the floor. Raises `Unavailable` when the load cannot be carried out."""
     progress.phase("measuring the floor")
     before = measure_floor(system.scratch, latency_s=FLOOR_PART_S, rate_s=FLOOR_PART_S)
-    job = Job(
-        kind=load.kind,
-        address=system.address,
-        token=system.token,
-        # In a fresh system the sessions, and with them their partitions, follow from the seed; one that is used by others or
-        # was measured before gets sessions that nobody else has.
-        prefix="" if system.fresh else f"bench-{secrets.token_hex(4)}/",
-        copies=system.copies,
-        seed=load.seed,
-        messages=load.messages,
-        warm_up_messages=load.warm_up_messages,
-        sessions=load.sessions,
-        body_bytes=load.body_bytes,
-        burst_messages=load.burst_messages,
-        messages_per_s=load.messages_per_s,
-        in_flight_max=load.in_flight_max,
-        readers=load.readers,
-        processes=load.processes,
-        alone_s=load.alone_s,
-        partitions=system.partitions,
-        file=load.file,
-        outbox=load.outbox,
-        pids=system.pids,
-    )
-    report = run_load(job, progress, conduct or wait_for_report)
+    report = run_load(job_of(load, system), progress, conduct or wait_for_report)
     progress.phase("measuring the floor")
     floor = before.and_also(measure_floor(system.scratch, latency_s=FLOOR_PART_S, rate_s=FLOOR_PART_S))
     histogram = Histogram(report.histogram)
@@ -156,6 +134,36 @@ def measure(command: str, load: Load, system: System, progress: Progress, conduc
         floor=floor.figures(),
     )
     return Run(figures, report, histogram, floor)
+
+
+def job_of(load: Load, system: System) -> Job:
+    """The load, now that it is known to which system."""
+    return Job(
+        kind=load.kind,
+        address=system.address,
+        token=system.token,
+        # In a fresh system the sessions, and with them their partitions, follow from the seed; one that is used by others or
+        # was measured before gets sessions that nobody else has.
+        prefix="" if system.fresh else f"bench-{secrets.token_hex(4)}/",
+        copies=system.copies,
+        seed=load.seed,
+        messages=load.messages,
+        warm_up_messages=load.warm_up_messages,
+        sessions=load.sessions,
+        body_bytes=load.body_bytes,
+        burst_messages=load.burst_messages,
+        messages_per_s=load.messages_per_s,
+        in_flight_max=load.in_flight_max,
+        readers=load.readers,
+        processes=load.processes,
+        alone_s=load.alone_s,
+        asked=load.asked,
+        read_back=load.read_back,
+        partitions=system.partitions,
+        file=load.file,
+        outbox=load.outbox,
+        pids=system.pids,
+    )
 
 
 def cpu_us(report: Report) -> CpuUs:

@@ -22,7 +22,7 @@ from trilogue.bench.floor.floor import COPIES, MESSAGE_BYTES, RATE_FRAME_BYTES, 
 from trilogue.bench.load.conversation import read_conversation
 from trilogue.bench.load.metrics import Histogram
 from trilogue.bench.load.tally import STAMPED_BYTES_MIN
-from trilogue.bench.load.workload import Workload
+from trilogue.bench.load.workload import SESSIONS_MAX, Workload
 from trilogue.bench.report.machine import commit, machine_facts
 from trilogue.bench.report.progress import Progress
 from trilogue.bench.report.schema import (
@@ -36,6 +36,7 @@ from trilogue.bench.report.schema import (
     Stall,
     spread,
 )
+from trilogue.bench.sessions import measure_sessions
 from trilogue.bench.systems import Where, ray_nodes, scratch_directory, system
 
 THROUGHPUT_MESSAGES = 500_000
@@ -60,6 +61,8 @@ CATCHUP_MESSAGES = 1_000_000
 CATCHUP_MESSAGES_PER_S = 1_000
 CATCHUP_ALONE_S = 5.0
 RATE_MAX = 1_000_000
+MANY_SESSIONS = 1_000_000
+MANY_SESSIONS_MIN = 100
 FAILOVER_KILLS = 20
 FAILOVER_KILLS_MAX = 500
 FAILOVER_SESSIONS = 64
@@ -76,6 +79,7 @@ class Outcome:
     examples: list[str] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     floor: Floor | None = None
+    curves: dict[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
 
 def throughput(
@@ -217,6 +221,14 @@ def _of_reading(run: Run, readers: int, processes: int) -> Outcome:
     else:
         result = ReadingResult(**figures)
     return Outcome(result, list(run.report.found.examples), [run], run.floor)
+
+
+def many_sessions(where: Where, progress: Progress, *, sessions: int, body_bytes: int, seed: int) -> Outcome:
+    """Very many sessions that lie idle, a restart, and somebody who comes back."""
+    _within("--sessions", sessions, MANY_SESSIONS_MIN, SESSIONS_MAX)
+    Workload(sessions, sessions, body_bytes, seed)
+    result, run, cold = measure_sessions(where, progress, sessions=sessions, body_bytes=body_bytes, seed=seed)
+    return Outcome(result, list(run.report.found.examples), [run], run.floor, cold)
 
 
 def _within(option: str, value: int, lowest: int, highest: int) -> None:

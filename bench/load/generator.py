@@ -24,6 +24,7 @@ from trilogue.actors.protocol.errors import TrilogueError, Unavailable, UsageErr
 from trilogue.bench.load.conversation import Line, compare_with_file, read_conversation
 from trilogue.bench.load.fanout import catch_up, fan_out, judge_acks
 from trilogue.bench.load.job import Ending, Found, Job, Report, Saying
+from trilogue.bench.load.many import LOADS
 from trilogue.bench.load.metrics import CpuMeter
 from trilogue.bench.load.pouring import Acks, Item, Pulse, drip, pour
 from trilogue.bench.load.readback import read_all_back
@@ -264,7 +265,8 @@ async def run(job: Job) -> Report:
     if steady is not None and ending is not None:
         work = asyncio.create_task(carry_on(job, pulse, steady, ending))
     else:
-        work = asyncio.create_task((deliver if job.kind in ("fanout", "catchup") else carry_out)(job, pulse))
+        carry = deliver if job.kind in ("fanout", "catchup") else LOADS.get(job.kind, carry_out)
+        work = asyncio.create_task(carry(job, pulse))
     watch = asyncio.create_task(_tick(pulse, steady, ending))
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["throughput", "latency", "replay", "failover", "fanout", "catchup"]
+Kind = Literal["throughput", "latency", "replay", "failover", "fanout", "catchup", "fill", "first", "cold", "look"]
 
 
 class _Crossing(BaseModel):
@@ -25,6 +25,8 @@ class Job(_Crossing):
     A `failover` sends `messages_per_s` until it is told to end, with no more than `in_flight_max` in flight. A `fanout` has
     `readers` in `processes`, and sends at `messages_per_s` or (0) as fast as the slowest reader takes it. A `catchup` has one
     reader that is `messages` behind, and a writer that sends `messages_per_s`, `alone_s` seconds of it without the reader.
+    A `fill` gives each session its share of the messages; of the same sessions a `cold` asks `asked` twice, and a `look` reads
+    those and `read_back` more.
     """
 
     kind: Kind
@@ -43,6 +45,8 @@ class Job(_Crossing):
     readers: int = 1
     processes: int = 1
     alone_s: float = 0.0
+    asked: int = 0
+    read_back: int = 0
     partitions: int = 1
     file: str | None = None
     outbox: str | None = None
@@ -124,8 +128,16 @@ class FanOut(_Crossing):
     writer_alone: str = ""
 
 
+class Cold(_Crossing):
+    """How long the first page, and the first ack, of sessions took that nobody had asked for (`Histogram.encode`'s)."""
+
+    history: str
+    send: str
+
+
 class Report(_Crossing):
-    """What was measured. `histogram` is `Histogram.encode`'s; `acked_at_s` are the moments of the sampled acks."""
+    """What was measured. `histogram` is `Histogram.encode`'s; `acked_at_s` are the moments of the sampled acks; `ended_ns` is
+    when the one ack of a `first` came."""
 
     messages: int
     sessions: int
@@ -139,6 +151,8 @@ class Report(_Crossing):
     found: Found
     outages: Outages | None = None
     fan: FanOut | None = None
+    cold: Cold | None = None
+    ended_ns: int = 0
 
 
 class Saying(_Crossing):

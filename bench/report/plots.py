@@ -24,7 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from trilogue.actors.protocol.errors import UsageError
-from trilogue.bench.report.schema import FailoverResult, Result
+from trilogue.bench.report.schema import FailoverResult, Result, SessionsResult
 from trilogue.bench.report.table import headline
 
 SUFFIXES = (".png", ".svg")
@@ -93,6 +93,26 @@ def plot_reading(result: Result, curves: Mapping[str, Curve], path: Path) -> Non
     colours = (BLUE, AMBER)
     named = {name: (curve, colour) for (name, curve), colour in zip(curves.items(), colours, strict=True)}
     _save(result, path, lambda figure: _percentiles(figure.subplots(), named))
+
+
+def plot_sessions(result: Result, curves: Mapping[str, Curve], path: Path) -> None:
+    """What each process grew by, and the cold sessions' latencies by percentile."""
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+        assert isinstance(result, SessionsResult)
+        names = [one.name for one in result.memory]
+        bars = left.barh(
+            names, [one.grew_mib for one in result.memory], color=[ROLE_COLOURS[one.role] for one in result.memory]
+        )
+        left.bar_label(bars, [f"{one.grew_mib:+.0f}" for one in result.memory], padding=3)
+        left.set(title="Memory over the empty system", xlabel="MiB of its own (USS)")
+        left.invert_yaxis()
+        left.grid(visible=False, axis="y")
+        colours = (BLUE, AMBER)
+        _percentiles(right, {name: (curve, colour) for (name, curve), colour in zip(curves.items(), colours, strict=True)})
+
+    _save(result, path, draw)
 
 
 def plot_floor(result: Result, curve: Curve, path: Path) -> None:

@@ -159,6 +159,52 @@ class CatchupResult(ReadingResult):
     writer_alone_ms: LatencyMs
 
 
+class Memory(_Strict):
+    """What one process has for itself alone (USS), in MiB: in the empty system, with all sessions when it is idle again, after
+    the restart with all sessions, and after these were read."""
+
+    name: str
+    role: str
+    empty_mib: float
+    full_mib: float
+    restarted_mib: float
+    read_mib: float
+
+    @property
+    def grew_mib(self) -> float:
+        """By how much it is larger than in the empty system, at most."""
+        return round(max(self.full_mib, self.restarted_mib, self.read_mib) - self.empty_mib, 1)
+
+
+class Restart(_Strict):
+    """Seconds from `trilogue up`, after everything was killed, to the first ack: with an empty log, and with all sessions."""
+
+    empty: float
+    full: float
+
+
+class SessionsResult(Result):
+    """What `--json` writes for `sessions`. Its rate and `latency_ms` are those of filling the sessions.
+
+    `session_grew_mib` and `store_grew_mib` are those of the process that grew most, of each role, at any of the moments in
+    `memory`. `idle_after_s` is how long the actors were busy after the last ack. `asked_sessions` were read, and as many others
+    sent to, for the first time after the restart; of `read_back_sessions` every message was compared, and of all sessions
+    the head.
+    """
+
+    sessions: int
+    memory: list[Memory]
+    session_grew_mib: float
+    store_grew_mib: float
+    idle_after_s: float
+    restart_s: Restart
+    cold_history_ms: LatencyMs
+    cold_send_ms: LatencyMs
+    asked_sessions: int
+    read_back_sessions: int
+    read_back_messages: int
+
+
 def spread(values: Sequence[float]) -> Spread:
     """Median (of an even number, the higher of the two in the middle: it occurred, and it does not flatter) and longest."""
     ordered = sorted(values)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from trilogue.actors.protocol.errors import UsageError
 from trilogue.bench.report.machine import machine_line
-from trilogue.bench.report.schema import CatchupResult, CpuUs, FailoverResult, ReadingResult, Result
+from trilogue.bench.report.schema import CatchupResult, CpuUs, FailoverResult, ReadingResult, Result, SessionsResult
 
 ROLES = ("client", "session", "store")
 VICTIMS = {"session": "the partition's SessionActor", "store": "a store of the partition", "supervisor": "the Supervisor"}
@@ -54,6 +54,9 @@ def headline(result: Result) -> Text:
     answer = Text(_answer(result), "bold green")
     if isinstance(result, ReadingResult):
         answer.append(f" · {result.deliveries:,} deliveries checked: {verdict}", "default")
+    elif isinstance(result, SessionsResult):
+        read = f"{result.read_back_messages:,} messages of {result.read_back_sessions:,} sessions, and all heads,"
+        answer.append(f" · {read} read back: {verdict}", "default")
     elif result.command != "floor":
         answer.append(f" · {_what_was_read(result)} read back: {verdict}", "default")
     return answer
@@ -84,6 +87,10 @@ def _answer(result: Result) -> str:
         ratio = result.latency_ms.p99 / (result.writer_alone_ms.p99 or 1)
         caught = f"{result.deliveries_per_s:,.0f} messages/s to a reader {result.behind_messages_max:,} behind"
         return f"{caught}; the writer's p99 is {ratio:.2f} × what it is without"
+    if isinstance(result, SessionsResult):
+        more_s = result.restart_s.full - result.restart_s.empty
+        grew = f"{result.session_grew_mib:+,.0f} MiB a SessionActor, {result.store_grew_mib:+,.0f} MiB a store"
+        return f"{result.sessions:,} idle sessions: {grew}, {more_s:+.1f} s at a restart"
     if isinstance(result, ReadingResult):
         rate = f"{result.deliveries_per_s:,.0f} deliveries/s to {result.readers:,} readers"
         return f"{rate}, {result.lag_ms.p50:.0f} ms behind (p50)"
@@ -111,6 +118,8 @@ def _table(result: Result) -> Table:
         _add_stalls(table, result)
     if isinstance(result, ReadingResult):
         _add_deliveries(table, result)
+    if isinstance(result, SessionsResult):
+        _add_sessions(table, result)
     table.add_row(
         "rate",
         f"{result.messages_per_s:,.0f} messages/s",
@@ -148,6 +157,22 @@ def _add_stalls(table: Table, result: FailoverResult) -> None:
     epochs = [f"{of_it[0]} to {of_it[-1]}" for of_it in result.epochs if of_it]
     shown = ", ".join(epochs[:8]) + (" …" if len(epochs) > 8 else "")
     table.add_row("epochs", f"{sum(map(len, result.epochs))} acked", f"{shown}; stale acks {result.stale_acks}")
+
+
+def _add_sessions(table: Table, result: SessionsResult) -> None:
+    for one in result.memory:
+        parts = f"empty {one.empty_mib:.0f}, idle with all {one.full_mib:.0f}, restarted {one.restarted_mib:.0f}"
+        table.add_row(one.name, f"{one.grew_mib:+,.0f} MiB", f"{parts}, read {one.read_mib:.0f}; of its own (USS)")
+    restart = result.restart_s
+    table.add_row(
+        "restart",
+        f"{restart.full:.1f} s",
+        f"{restart.empty:.1f} with an empty log; `up` after kill -9 of all, to the first ack",
+    )
+    table.add_row("idle", f"after {result.idle_after_s:.0f} s", "the actors were busy for so long after the last ack")
+    for name, latency in (("history", result.cold_history_ms), ("send", result.cold_send_ms)):
+        what = f"p99 {latency.p99:.2f}, longest {latency.max:.2f}; the first of {result.asked_sessions:,} cold sessions"
+        table.add_row(f"cold {name}", f"{latency.p50:.2f} ms p50", what)
 
 
 def _add_deliveries(table: Table, result: ReadingResult) -> None:

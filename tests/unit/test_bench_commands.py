@@ -45,6 +45,8 @@ def bench(*arguments: str) -> Result:
         (["fanout", "--readers", "3", "--processes", "4"], "--processes 4"),
         (["fanout", "--body-bytes", "8"], "--body-bytes 8"),
         (["catchup", "--rate", "0"], "--rate 0"),
+        (["sessions", "--sessions", "99"], "--sessions 99"),
+        (["sessions", "--sessions", "1000001"], "--sessions 1000001"),
         (["replay", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     ],
 )

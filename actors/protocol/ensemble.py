@@ -82,14 +82,12 @@ def replacement(
     up: Mapping[str, Member],
     failed: Collection[str],
     slow: Collection[str],
-    *,
-    tail_is_known: bool = False,
 ) -> tuple[Member, ...] | None:
     """The members that there should be, or None: no change.
 
     `up` maps keys to the stores that are connected. `failed` are stores that are gone, full or wrong; `slow` ones are replaced
-    only by one that is not, and taken only when there is no other. `tail_is_known`: nothing depends on what the members still
-    have to say, so even a whole ensemble that lost its memory may be declared anew.
+    only by one that is not, and taken only when there is no other. Even a whole ensemble that lost its memory is declared anew:
+    a writer has all in its own that may be committed beyond what the members have confirmed.
     """
     if sum(member.key not in up and not is_replaced(member, up) for member in members) > 1:
         return None
@@ -103,7 +101,7 @@ def replacement(
         good = sum(member.key not in slow for member in spares) - max(0, wish.copies - len(members))
         out = set([member.key for member in members if member.key in slow][: max(0, good)])
     kept = [member for member in members if member.key not in out]
-    if (not kept and not tail_is_known) or any(member.key not in up for member in kept):
+    if any(member.key not in up for member in kept):
         return None
     wanted = tuple(kept + spares[: max(0, wish.copies - len(kept))])
     if len(wanted) < wish.min_copies or {member.key for member in wanted} == inside:

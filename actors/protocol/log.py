@@ -74,12 +74,8 @@ class LogWriter:
         tail: Sequence[Frame],
         wish: Wish,
         limits: Limits,
-        all_answered: bool = False,
     ) -> None:
-        """`record` is in force with `version`, and its writer is this one; `tail` follows the frame (committed, committed_crc).
-
-        `all_answered`: every member of the last range said what it holds, before the tail was chosen.
-        """
+        """`record` is in force with `version`, and its writer is this one; `tail` follows the frame `committed` of that CRC."""
         self.epoch = record.epoch
         self.record = record
         self.version = version
@@ -98,7 +94,6 @@ class LogWriter:
         self._joining: dict[str, int] = {}  # what those hold that have joined and are not declared yet
         self._up: dict[str, Member] = {}
         self._bases: dict[str, int] = {}
-        self._all_answered = all_answered
         self._change: Change | None = None
         self._merge: PartitionRecord | None = None
         self._filling = ""
@@ -325,9 +320,7 @@ class LogWriter:
         if self._change is not None or self._merge is not None:
             return []
         failed = {member.key for member in self.members if self._is_gone(member)} | self._bad.keys()
-        # An open writer knows what is committed, and has in memory what is not: nothing depends on the members' memory.
-        known = self._all_answered or self.committed >= self.open_at
-        wanted = replacement(self._wish, self.members, self._up, failed, self._pace.slow, tail_is_known=known)
+        wanted = replacement(self._wish, self.members, self._up, failed, self._pace.slow)
         if wanted is None:
             return self._fill_or_merge()
         fresh = frozenset(member.key for member in wanted) - self._votes.keys()

@@ -123,7 +123,6 @@ class Takeover:
         self._answers: dict[str, FenceAnswer] = {}
         self._now_ms = self._since_ms = 0
         self._source = ""
-        self._all_answered = False
         self._committed = self._committed_crc = self._last_index = 0
         self._chosen: dict[int, int] = {}  # the CRCs of the tail
         self._frames: list[Frame] = []
@@ -273,7 +272,7 @@ class Takeover:
             answered = {self._up[store].store for store in self._answers if store in self._up}
             if any(member.store not in answered for member in self._members):
                 return []
-            sure, self._all_answered = self._answers, True
+            sure = self._answers
         waited = self._now_ms - self._since_ms >= self._limits.fence_wait_ms
         if not waited and any(member.key not in self._answers for member in self._reachable()):
             return []
@@ -312,7 +311,6 @@ class Takeover:
             tail=self._frames,
             wish=self._wish,
             limits=self._limits,
-            all_answered=self._all_answered,
         )
         return [TookOver(log, self._answers)]
 

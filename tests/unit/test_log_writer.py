@@ -57,7 +57,6 @@ class Driver:
         tail: Sequence[bytes] = (),
         wish: Wish = STRICT,
         fenced: bool = True,
-        all_answered: bool = False,
     ) -> None:
         """All members are connected; with `fenced`, they obey and hold all that was committed."""
         members = members or ABC
@@ -66,7 +65,7 @@ class Driver:
         self.log = LogWriter(
             log_id=LOG_ID, partition=PARTITION, version=VERSION, record=self.record, committed=10, committed_crc=LAST_CRC,
             tail=[Frame(head(frame).index, head(frame).header_crc, frame) for frame in tail],
-            wish=wish, limits=LIMITS, all_answered=all_answered,
+            wish=wish, limits=LIMITS,
         )  # fmt: skip
         for member in self.record.ranges[-1].members if fenced else ():
             self.up(member)
@@ -636,9 +635,9 @@ def test_smaller_ensemble_is_made_whole_when_a_store_is_there_G1() -> None:
     assert driver.log.copies == 3
 
 
-def test_whole_ensemble_that_lost_its_memory_is_declared_anew_when_all_have_answered() -> None:
+def test_whole_ensemble_that_lost_its_memory_is_declared_anew_with_the_tail_in_hand_G2_G11() -> None:
     anew = [damaged(member) for member in ABC]
-    driver = Driver(fenced=False, tail=TAIL, all_answered=True)
+    driver = Driver(fenced=False, tail=TAIL)
     effects = [effect for member in anew for effect in driver.up(member)]
     assert asks_join(effects) == [(member.key, 1) for member in anew]
     for member in anew:
@@ -646,12 +645,6 @@ def test_whole_ensemble_that_lost_its_memory_is_declared_anew_when_all_have_answ
     assert driver.everybody_stored(TAIL[2], *anew[:2]) == []
     assert range_of(driver.everybody_stored(TAIL[2], anew[2])) == Range(11, tuple(anew))
     assert driver.settled()[0] == Committed(13)
-
-
-def test_whole_ensemble_that_lost_its_memory_is_waited_for_while_the_tail_is_not_committed_G2() -> None:
-    driver = Driver(fenced=False, tail=TAIL)
-    assert [effect for member in ABC for effect in driver.up(damaged(member))] == []
-    assert driver.tick(10 * LATE_MS) == []
 
 
 # ---------------------------------------------------------------------- rule 4: older frames are copied, ranges merge

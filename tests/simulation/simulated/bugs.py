@@ -107,6 +107,11 @@ def _any_fill(self: Any, event: Any, handle: Any = LogWriter.handle) -> list[Any
     return effects
 
 
+def _one_must_remember(wish: Any, members: Any, *rest: Any, replacement: Any = log.replacement) -> Any:
+    wanted = replacement(wish, members, *rest)
+    return wanted if wanted is not None and set(wanted) & set(members) else None
+
+
 def _declare_first(self: Any, consider: Any = LogWriter._consider) -> list[Any]:
     effects: list[Any] = consider(self)
     if self._change is not None and self._change.record is None:
@@ -654,6 +659,12 @@ OWN: dict[str, Bug] = {
         [(LogWriter, "handle", _any_fill)],
         "joins",
         2500,
+    ),
+    "one_must_remember": Bug(
+        "a writer with a tail in hand waits for a member that has not lost its memory, when all have",
+        [(log, "replacement", _one_must_remember)],
+        "disks",
+        400,
     ),
     "fill_unchained": Bug(
         "fills in whatever a store holds below the base, though it may have lost the end that superseded it",

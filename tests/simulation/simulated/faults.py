@@ -169,8 +169,6 @@ class Faults(Clockwork):
         """A power cut: the ends of all journals are torn. Nothing that was synced is lost, and no store can tell that."""
         if not all(self.disks[member.name].uuid == member.store for members in self._ranges() for member in members):
             return  # one was emptied: with nobody certain left, the others would wait for it for ever
-        if any(one.machine is not None and one.log is not None and not one.machine.recovered for one in self.owners):
-            return  # a writer that has a tail in hand waits for a member that is certain: none will come (G11 asks for one)
         for store in self.stores.values():
             if store.alive:
                 store.kill()

@@ -246,7 +246,7 @@ class Client:
                 return
             await asyncio.sleep(REACH_AGAIN_AFTER_S)
         text = f"the system that {routes.source} names did not answer within {self._connect_timeout_s:g} s: {why}"
-        raise Unavailable(f"{text} See `trilogue status`, or give outbox=FILE to have messages sent later")
+        raise Unavailable(f"{text}; see `trilogue status`, or give outbox=FILE to have messages sent later")
 
     async def _end(self) -> int:
         """End everything that runs; return how many messages had no outcome."""

@@ -86,6 +86,8 @@ class OutboxFile:
     def __init__(self, path: str, fresh_id: Callable[[], str]) -> None:
         """Open or create the outbox. Raises `OutboxInUse`, or `OutboxUnusable` with what to do."""
         self.path = os.path.realpath(path)
+        if os.path.isdir(self.path):
+            raise OutboxUnusable(f"the outbox {self.path} is a directory: name a file, which is made if it is not there")
         self._lock = _locked(self.path)
         try:
             self._database = _opened(self.path, fresh_id)
@@ -174,9 +176,8 @@ def _locked(path: str) -> int:
     try:
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise OutboxUnusable(
-            f"cannot open {lock_path}: {error.strerror}; create its directory, or give another file"
-        ) from error
+        remedy = "create its directory" if isinstance(error, FileNotFoundError) else "make its directory writable"
+        raise OutboxUnusable(f"cannot open {lock_path}: {error.strerror}; {remedy}, or give another file") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)

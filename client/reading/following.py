@@ -66,6 +66,8 @@ class Following:
 
     async def sync(self, cursors: Mapping[str, int]) -> AsyncGenerator[Message, None]:
         """As `Client.sync`."""
+        if not isinstance(cursors, Mapping):
+            raise UsageError("sync takes a mapping of sessions to the seqs after which to begin: write sync({'room-42': 17})")
         wanted = _checked(cursors, 0)
         begin = {session: after for session, after in wanted.items() if after is not None}
         if len(begin) < len(wanted):
@@ -129,6 +131,7 @@ def _checked(sessions: Sessions, after: int | None) -> dict[str, int | None]:
             raise InvalidRange("a mapping says for each session after which seq to begin: leave after= out")
         wanted = dict(sessions)
     else:
+        check_session(sessions)
         wanted = {sessions: after}
     for session, begin in wanted.items():
         check_session(session)

@@ -141,6 +141,10 @@ async def test_a_mapping_that_makes_no_sense_is_refused() -> None:
             client.subscribe({"room": -1})
         with pytest.raises(InvalidSession):
             client.subscribe({"": 0})
+        with pytest.raises(InvalidSession, match="not list"):
+            client.subscribe(["room"])  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="sync takes a mapping"):
+            await anext(client.sync("room"))  # type: ignore[arg-type]
         async with client.subscribe({}) as messages:
             waiting = asyncio.create_task(anext(messages))  # type: ignore[arg-type]
             await asyncio.sleep(0)

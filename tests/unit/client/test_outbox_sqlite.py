@@ -149,7 +149,7 @@ def _flipped(path: Path) -> None:
         (_another_database, "is a database, but no outbox"),
         (_newer, "has format 99.*upgrade"),
         (_flipped, "is damaged: group 1 fails its CRC"),
-        (lambda path: path.mkdir(), "cannot be used"),
+        (lambda path: path.mkdir(), "is a directory: name a file"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(4096)), "cannot be used|no outbox"),
     ],
     ids=["text", "another database", "newer", "a flipped bit", "a directory", "a broken header"],
@@ -168,6 +168,11 @@ def test_a_file_that_is_no_usable_outbox_is_refused_and_left_as_it_is(
 def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutboxUnusable, match=r"create its directory"):
         opened(tmp_path / "nowhere" / "a.db")
+
+
+def test_a_directory_that_takes_no_files_is_not_said_to_be_missing() -> None:
+    with pytest.raises(OutboxUnusable, match=r"make its directory writable"):
+        opened(Path("/sys/a.db"))
 
 
 def test_an_empty_file_becomes_an_outbox(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ async def find(address: str | None, token: str | None) -> Found:
         source = "TRILOGUE_ADDRESS"
     run = _read_run_file()
     if named is not None:
-        addresses = _split(named, source)
+        addresses = split_addresses(named, source)
         if token is None:
             token = _token_from_environment()
         if token is None and run is not None and set(addresses) & set(run["addresses"]):
@@ -59,7 +59,8 @@ async def find(address: str | None, token: str | None) -> Found:
     )
 
 
-def _split(named: str, source: str) -> list[str]:
+def split_addresses(named: str, source: str) -> list[str]:
+    """The addresses of "host:port,host:port". Raises `UsageError` that names the `source` when there is none, or it is none."""
     addresses = [part.strip() for part in named.split(",") if part.strip()]
     for address in addresses:
         host, _, port = address.rpartition(":")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from trilogue.actors.protocol.errors import NotAuthorized, TrilogueError, Unavailable
 from trilogue.actors.protocol.vocabulary import Say
+from trilogue.client.connecting.discovery import split_addresses
 from trilogue.cluster.commands.streams import ask, ask_all, first_that_answers
 from trilogue.cluster.settings.runfile import (
     RunFile,
@@ -30,17 +31,21 @@ class Known(NamedTuple):
     token: str
     run: RunFile | None
 
-    @property
-    def up_command(self) -> str:
-        """The command that starts it again."""
-        return f"trilogue up --data {self.run.data}" if self.run is not None else "trilogue up"
+    def silent(self, why: TrilogueError) -> Unavailable:
+        """What to say when nothing answers: how to start the system, or, of a bare address, what was found there."""
+        if self.run is not None:
+            return Unavailable(f"nothing answers: the system is down; start it with `trilogue up --data {self.run.data}`")
+        return Unavailable(f"no trilogue answers at {', '.join(self.addresses)}: {why}")
 
 
 def locate(address: str | None, data: Path | None) -> Known:
-    """Where the system is said to be. Raises `Unavailable` when nothing says so, `NotAuthorized` without a token."""
-    named = address or (os.environ.get("TRILOGUE_ADDRESS") if data is None else None)
-    if named:
-        addresses = [part.strip() for part in named.split(",") if part.strip()]
+    """Where the system is said to be. Raises `Unavailable` when nothing says so, `NotAuthorized` without a token, `UsageError`
+    for an address that is none."""
+    source, named = "--address", address
+    if named is None and data is None and (named := os.environ.get("TRILOGUE_ADDRESS") or None) is not None:
+        source = "TRILOGUE_ADDRESS"
+    if named is not None:
+        addresses = split_addresses(named, source)
         run = _run_file_with(addresses)
         token_file = os.environ.get("TRILOGUE_TOKEN_FILE")
         if token_file:
@@ -61,11 +66,11 @@ def locate(address: str | None, data: Path | None) -> Known:
 
 
 async def check_answers(known: Known) -> None:
-    """Raise `Unavailable` that says how to start the system unless one of its actors answers; `NotAuthorized` likewise."""
+    """Raise `Unavailable` that says what to do unless one of the system's actors answers; `NotAuthorized` likewise."""
     try:
         await first_that_answers(known.addresses, known.token)
-    except Unavailable:
-        raise Unavailable(f"nothing answers: the system is down; start it with `{known.up_command}`") from None
+    except Unavailable as error:
+        raise known.silent(error) from None
 
 
 async def run_file_behind(known: Known) -> RunFile | None:

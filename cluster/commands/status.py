@@ -45,7 +45,7 @@ async def gather(known: Known) -> dict[str, Any]:
         for answer in answers.values():
             if isinstance(answer, NotAuthorized):
                 raise answer
-        raise Unavailable(f"nothing answers: the system is down; start it with `{known.up_command}`")
+        raise known.silent(next(iter(answers.values()), Unavailable("no address is known")))
     route = next((one for one in routes.values() if _good(one)), None)
     return _shape(known, actors, route)
 

@@ -64,7 +64,7 @@ async def first_that_answers(addresses: Iterable[str], token: str) -> str:
     for answer in answers.values():
         if isinstance(answer, NotAuthorized):
             raise answer
-    raise Unavailable("none of the system's actors answers")
+    raise Unavailable(str(next(iter(answers.values()), "no address is known")))
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trilogue.actors.protocol.errors import TrilogueError, UsageError
+from trilogue.cluster.commands.cli import named_path
 
 if TYPE_CHECKING:
     from trilogue.bench.report.progress import Progress
@@ -27,8 +28,12 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as one JSON object.")]
-Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the result: a .png or .svg file.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", parser=named_path, help="Write the result as one JSON object.")
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", parser=named_path, help="Draw the result: a .png or .svg file.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes what is sent, and in which order.")]
 Address = Annotated[
     str | None,
@@ -36,11 +41,14 @@ Address = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Where the measured system keeps its files for as long as it runs."),
+    typer.Option(
+        "--data", metavar="DIR", parser=named_path, help="Where the measured system keeps its files for as long as it runs."
+    ),
 ]
 Messages = Annotated[int | None, typer.Option("--messages", metavar="N", help="How many messages are measured.")]
 Sessions = Annotated[int | None, typer.Option("--sessions", metavar="N", help="How many sessions they go to.")]
 
+Partitions = Annotated[int | None, typer.Option("--partitions", metavar="N", help="Partitions of the system (1).")]
 BodyBytes = Annotated[int | None, typer.Option("--body-bytes", metavar="N", help="Bytes of each body.")]
 
 Scenario = Callable[["Where", "Progress"], "Outcome"]
@@ -52,7 +60,7 @@ def throughput(
     messages: Messages = None,
     sessions: Sessions = None,
     body_bytes: BodyBytes = None,
-    partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
+    partitions: Partitions = None,
     outbox: Annotated[
         str, typer.Option("--outbox", metavar="memory|FILE", help="Where the client keeps what is not acked.")
     ] = "memory",
@@ -89,7 +97,7 @@ def throughput(
 @app.command()
 def latency(
     messages: Messages = None,
-    partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
+    partitions: Partitions = None,
     seed: Seed = 1,
     address: Address = None,
     data: Data = None,
@@ -143,7 +151,7 @@ def scale(
 
         plots.plot_scale(outcome.result, path)
 
-    _run(scenario, draw, address=None, data=data, json=json, plot=plot, partitions=1, nodes=nodes)
+    _run(scenario, draw, address=None, data=data, json=json, plot=plot, nodes=nodes)
 
 
 @app.command()
@@ -151,7 +159,7 @@ def failover(
     kills: Annotated[int | None, typer.Option("--kills", metavar="N", help="How many, one after another.")] = None,
     kill: Annotated[str, typer.Option("--kill", metavar="session|store|supervisor", help="Whom to kill.")] = "session",
     pause: Annotated[bool, typer.Option("--pause", help="Only stop it (SIGSTOP), and let it go on 3 seconds later.")] = False,
-    partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
+    partitions: Partitions = None,
     seed: Seed = 1,
     address: Address = None,
     data: Data = None,
@@ -217,7 +225,7 @@ def fanout(
             seed=seed,
         )
 
-    _run(scenario, _draw_reading, address=address, data=data, json=json, plot=plot, partitions=1)
+    _run(scenario, _draw_reading, address=address, data=data, json=json, plot=plot)
 
 
 @app.command()
@@ -245,7 +253,7 @@ def catchup(
             seed=seed,
         )
 
-    _run(scenario, _draw_reading, address=address, data=data, json=json, plot=plot, partitions=1)
+    _run(scenario, _draw_reading, address=address, data=data, json=json, plot=plot)
 
 
 @app.command(name="sessions")
@@ -278,7 +286,7 @@ def many_sessions(
 
         plots.plot_sessions(outcome.result, outcome.curves, path)
 
-    _run(scenario, draw, address=None, data=data, json=json, plot=plot, partitions=1)
+    _run(scenario, draw, address=None, data=data, json=json, plot=plot)
 
 
 def _draw_reading(outcome: Outcome, path: Path) -> None:
@@ -298,8 +306,8 @@ def _draw_reading(outcome: Outcome, path: Path) -> None:
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A conversation: .jsonl or .jsonl.gz.")],
-    partitions: Annotated[int, typer.Option("--partitions", metavar="N", help="Partitions of the system.")] = 1,
+    file: Annotated[Path, typer.Argument(metavar="FILE", parser=named_path, help="A conversation: .jsonl or .jsonl.gz.")],
+    partitions: Partitions = None,
     seed: Seed = 1,
     address: Address = None,
     data: Data = None,
@@ -341,7 +349,7 @@ def floor(seed: Seed = 1, data: Data = None, json: Json = None, plot: Plot = Non
         if outcome.floor is not None:
             plots.plot_floor(outcome.result, outcome.floor.histogram().curve_ms(), path)
 
-    _run(scenario, draw, address=None, data=data, json=json, plot=plot, partitions=1)
+    _run(scenario, draw, address=None, data=data, json=json, plot=plot)
 
 
 def _run(
@@ -352,7 +360,7 @@ def _run(
     data: Path | None,
     json: Path | None,
     plot: Path | None,
-    partitions: int,
+    partitions: int | None = None,
     nodes: int = 1,
 ) -> None:
     """Check the files that will be written, measure, report, and end with the verdict."""
@@ -374,20 +382,24 @@ def _measure(
     data: Path | None,
     json: Path | None,
     plot: Path | None,
-    partitions: int,
+    partitions: int | None,
     nodes: int,
 ) -> Outcome:
     from trilogue.bench.report import plots
     from trilogue.bench.report.progress import Progress
     from trilogue.bench.systems import Where
 
-    for option, path in (("--json", json), ("--plot", plot)):
+    for option, file in (("--json", json), ("--plot", plot)):
         # A run takes long: what cannot be written is found out before it.
-        if path is not None and not os.access(path.parent, os.W_OK):
-            raise UsageError(f"{option} {path}: {path.parent} is no directory that can be written")
+        if file is not None and not os.access(file.parent, os.W_OK):
+            raise UsageError(f"{option} {file}: {file.parent} is no directory that can be written")
+        if file is not None and file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+            raise UsageError(f"{option} {file}: it is there already and cannot be written, or is no file")
     if plot is not None:
         plots.check_suffix(plot)
-    where = Where(address=address, data=data, partitions=partitions, nodes=nodes)
+    if address is not None and partitions is not None:
+        raise UsageError("--partitions is for a system of the benchmark's own: leave out --partitions, or leave out --address")
+    where = Where(address=address, data=data, partitions=1 if partitions is None else partitions, nodes=nodes)
     with Progress() as progress:
         return scenario(where, progress)
 
@@ -405,9 +417,9 @@ def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) 
         draw(outcome, plot)
     console = Console()
     report.show(result, console, outcome.examples)
-    for path in (json, plot):
-        if path is not None:
-            console.print(f"wrote {path}", style="dim", highlight=False, soft_wrap=True)
+    for file in (json, plot):
+        if file is not None:
+            console.print(f"wrote {file}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _rates(outcome: Outcome) -> list[tuple[float, float]]:

@@ -30,11 +30,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def named_path(text: str) -> Path:
+    """The parser of every option that names a file or a directory: an empty name would be the working directory."""
+    if not text:
+        raise typer.BadParameter("it is empty: name a file or a directory")
+    return Path(text)
+
+
 Address = Annotated[
     str | None,
     typer.Option("--address", metavar="HOST:PORT", help="Any actor of the system; the token comes from TRILOGUE_TOKEN_FILE."),
 ]
-Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="The system's data directory.")]
+Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", parser=named_path, help="The system's data directory.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, whose keys stay what they are.")]
 
 
@@ -132,7 +140,10 @@ def send(
     text: Annotated[str, typer.Argument(help="What to say.")],
     sender: Annotated[str | None, typer.Option(metavar="NAME", help="Who says it (you).")] = None,
     outbox: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep it here until it is acked: the next send with this file sends it.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=named_path, help="Keep it here until it is acked: the next send with this file sends it."
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(metavar="S", min=0, help="How long to wait for the ack.")] = 10.0,
     address: Address = None,

@@ -9,6 +9,7 @@ imported.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -259,6 +260,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line; return its exit code. Errors are one line on standard error, never a traceback."""
+    logging.getLogger("trilogue").addHandler(logging.NullHandler())  # else Python prints warnings beside the one line
     _add_plugins(arguments)
     try:
         code = app(arguments, prog_name="trilogue", standalone_mode=False)

@@ -133,7 +133,7 @@ def default_sender() -> str:
 def print_line(message: Message) -> None:
     """seq, when it was stored, sender, text."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(message.stored_at_us / 1_000_000))
-    print(f"{message.seq:>6}  {when}  {message.sender}  {printable(message.body)}")
+    print(f"{message.seq:>6}  {when}  {printable(message.sender.encode())}  {printable(message.body)}")
 
 
 def print_json(message: Message) -> None:

@@ -18,7 +18,7 @@ from trilogue.cluster.commands.streams import run
 from trilogue.cluster.on_ray.ray_head import end_head, head_environment, join, start_head
 from trilogue.cluster.on_ray.remains import answers, clean, runs
 from trilogue.cluster.settings.asked import Settings, check_running, open_data
-from trilogue.cluster.settings.config import read_record, split_listen
+from trilogue.cluster.settings.config import ANY_HOST, LOOPBACK, read_record, split_listen
 from trilogue.cluster.settings.runfile import (
     RayRun,
     RunFile,
@@ -56,7 +56,7 @@ def _up(settings: Settings, ray_address: str | None, timeout_s: float, progress:
     known = read_run_file(data_run_file(settings.data))
     if known is not None:
         if runs(known, progress):
-            _check_running(settings, known)
+            check_same(settings, known, ray_address)
             overshadowed = _other_system(settings.data)
             if known.started_by == "up":
                 known.write(user_run_file())  # the last `up` is the one that commands without --data mean
@@ -130,15 +130,22 @@ def _known(address: str | None, data: Path | None) -> RunFile | None:
     return known
 
 
-def _check_running(settings: Settings, known: RunFile) -> None:
+def check_same(settings: Settings, known: RunFile, ray_address: str | None) -> None:
+    """Raise `SettingsDiffer` when the running system is not the one that is asked for."""
     record = read_record(settings.data)
     if record is not None:
         check_running(settings, record)
+    if ray_address is not None and ray_address != known.ray.address:
+        raise SettingsDiffer(
+            f"the system runs already, on the Ray at {known.ray.address}: leave --ray-address out, or `trilogue down` first"
+        )
     if settings.listen is None:
         return
     host, port = split_listen(settings.listen)
     first = next(iter(known.actors.values()), "")
-    if port and first != f"{host}:{port}":
+    at, _, its_port = first.rpartition(":")
+    is_there = at.strip("[]") == host or (host in ANY_HOST and at.strip("[]") not in LOOPBACK)
+    if not is_there or (port and its_port != str(port)):
         raise SettingsDiffer(f"the system runs already and listens at {first}, not at {settings.listen}: `trilogue down` first")
 
 

@@ -121,7 +121,8 @@ def as_asked(settings: Settings, record: ClusterRecord, nodes: int = 1) -> Clust
     min_copies = record.min_copies if settings.min_copies is None else settings.min_copies
     least = min(LEAST_COPIES, record.copies)
     if not least <= min_copies <= record.copies:
-        raise InvalidSettings(f"--min-copies {min_copies}: give a whole number from {least} to {record.copies} (the copies)")
+        bounds = f"a whole number from {least} to {record.copies}" if least < record.copies else str(least)
+        raise InvalidSettings(f"--min-copies {min_copies}: with {record.copies} copies give {bounds}")
     spare_sessions = record.spare_sessions if settings.spare_sessions is None else settings.spare_sessions
     return record._replace(
         stores=stores, first_stores=record.first_stores or stores, min_copies=min_copies, spare_sessions=spare_sessions

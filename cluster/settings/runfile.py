@@ -7,11 +7,12 @@ it; it holds no secret (the token stays in its own file, which only its owner ca
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trilogue.actors.protocol.errors import NewerFormat, Unavailable
+from trilogue.actors.protocol.errors import DirectoryUnusable, NewerFormat, Unavailable
 from trilogue.cluster.settings.directories import state_home
 from trilogue.cluster.settings.files import make_directory, read_json, remove, write_json
 
@@ -98,7 +99,11 @@ def data_run_file(data: Path) -> Path:
 
 def read_run_file(path: Path) -> RunFile | None:
     """The run file at `path`; None when there is none. Raises `NewerFormat`, or `Unavailable` when it is damaged."""
-    raw = read_json(path)
+    damaged = Unavailable(f"{path} is damaged: remove it, then start again with `trilogue up`")
+    try:
+        raw = read_json(path)
+    except DirectoryUnusable:
+        raise damaged from None
     if raw is None:
         return None
     version = raw.get("format")
@@ -116,7 +121,7 @@ def read_run_file(path: Path) -> RunFile | None:
             processes={str(name): int(pid) for name, pid in raw["processes"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise Unavailable(f"{path} is damaged: remove it, then start again with `trilogue up`") from None
+        raise damaged from None
 
 
 def find_run_file(data: Path | None) -> RunFile | None:
@@ -127,6 +132,7 @@ def find_run_file(data: Path | None) -> RunFile | None:
 def remove_run_files(run: RunFile) -> None:
     """Remove what points at this system, and nothing that points at another one."""
     for path in (data_run_file(Path(run.data)), user_run_file()):
-        other = read_json(path) if path.exists() else None
-        if other is not None and other.get("cluster") == run.cluster:
-            remove(path)
+        with contextlib.suppress(DirectoryUnusable):  # what is damaged points nowhere
+            other = read_json(path)
+            if other is not None and other.get("cluster") == run.cluster:
+                remove(path)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from trilogue.actors.protocol.errors import DirectoryUnusable, NewerFormat, NotAuthorized, Unavailable
+from trilogue.actors.protocol.errors import DirectoryUnusable, NewerFormat, NotAuthorized, SettingsDiffer, Unavailable
 from trilogue.cluster.commands.find import locate
+from trilogue.cluster.commands.up_down import check_same
 from trilogue.cluster.on_ray.processes import boot_mark, members
+from trilogue.cluster.settings.asked import settings_of
 from trilogue.cluster.settings.files import write_whole
 from trilogue.cluster.settings.runfile import RayRun, RunFile, find_run_file, read_run_file, remove_run_files, user_run_file
 
@@ -55,8 +58,48 @@ def test_a_run_file_of_a_newer_version_or_a_damaged_one_is_an_error(tmp_path: Pa
     with pytest.raises(Unavailable, match="damaged"):
         read_run_file(path)
     path.write_text("no json")
-    with pytest.raises(DirectoryUnusable):
+    with pytest.raises(Unavailable, match=r"damaged: remove it"):
         read_run_file(path)
+
+
+def test_a_damaged_run_file_of_the_user_does_not_keep_a_system_from_being_ended(tmp_path: Path) -> None:
+    one = run_file(tmp_path / "one", "one")
+    one.write(tmp_path / "one" / "run.json")
+    one.write(user_run_file())
+    user_run_file().write_text("no json")
+    remove_run_files(one)
+    assert not (tmp_path / "one" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("listen", "ray_address", "is_it"),
+    [
+        (None, None, True),
+        ("127.0.0.1:0", None, True),
+        ("127.0.0.1:4321", None, True),
+        ("127.0.0.1", "127.0.0.1:6400", True),
+        ("127.0.0.1:4243", None, False),
+        ("0.0.0.0:0", None, False),
+        ("0.0.0.0", None, False),
+        (None, "127.0.0.1:6401", False),
+    ],
+)
+def test_a_running_system_that_is_not_the_one_asked_for_is_not_passed_off_as_it(
+    tmp_path: Path, listen: str | None, ray_address: str | None, is_it: bool
+) -> None:
+    run, asked = run_file(tmp_path / "data"), settings_of(data=tmp_path / "data", listen=listen)
+    if is_it:
+        check_same(asked, run, ray_address)
+        return
+    with pytest.raises(SettingsDiffer, match="runs already"):
+        check_same(asked, run, ray_address)
+
+
+def test_a_system_that_is_open_to_the_network_is_found_by_the_option_that_opened_it(tmp_path: Path) -> None:
+    run = replace(run_file(tmp_path / "data"), actors={"store-1": "10.1.2.3:4321"})
+    check_same(settings_of(data=tmp_path / "data", listen="0.0.0.0:4321"), run, None)
+    with pytest.raises(SettingsDiffer):
+        check_same(settings_of(data=tmp_path / "data", listen="127.0.0.1:4321"), run, None)
 
 
 def test_removing_a_systems_run_files_leaves_those_of_another_one(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_other_settings_than_the_data_was_created_with_are_refused(tmp_path: Pat
 @pytest.mark.parametrize("min_copies", [1, 4])
 def test_as_few_or_as_many_copies_as_make_no_sense_are_refused_and_nothing_is_created(tmp_path: Path, min_copies: int) -> None:
     """G1: what is on one store only is not called stored, unless all of it is on one from the start."""
-    with pytest.raises(InvalidSettings, match=f"--min-copies {min_copies}: give a whole number from 2 to 3"):
+    with pytest.raises(InvalidSettings, match=f"--min-copies {min_copies}: with 3 copies give a whole number from 2 to 3"):
         open_data(settings_of(data=tmp_path, min_copies=min_copies))
     assert not (tmp_path / "cluster.json").exists()
     record, _ = open_data(settings_of(data=tmp_path / "one", copies=1, min_copies=1))

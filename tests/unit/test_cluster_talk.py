@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +41,11 @@ def test_a_line_holds_seq_time_sender_and_text(capsys: pytest.CaptureFixture[str
     words = capsys.readouterr().out.split()
     assert words[0] == "3"
     assert words[-2:] == ["alice", "hello"]
+
+
+def test_a_senders_name_does_not_steer_the_terminal_either(capsys: pytest.CaptureFixture[str]) -> None:
+    talk.print_line(message(b"hello")._replace(sender="\u202ealice"))
+    assert r"\u202ealice  hello" in capsys.readouterr().out
 
 
 def test_json_keeps_every_field_and_bytes_that_are_no_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,3 +106,27 @@ def test_an_interrupted_command_says_so_without_a_traceback(
     monkeypatch.setattr("trilogue.cluster.commands.find.locate", interrupted)
     assert cli.run(["status"]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_port_at_which_something_else_listens_is_one_line_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=_greet_and_hang_up, args=(other,), daemon=True).start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "trilogue.cluster", "status", "--address", address],
+            env={**os.environ, "TRILOGUE_TOKEN_FILE": str(tmp_path / "token")},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert f"no trilogue answers at {address}" in line
+    assert "not the trilogue protocol" in line
+
+
+def _greet_and_hang_up(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.sendall(b"220 mail.example.org ready\r\n")
+        connection.recv(1024)

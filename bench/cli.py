@@ -408,6 +408,7 @@ def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) 
     from rich.console import Console
 
     from trilogue.bench.report import table as report
+    from trilogue.cluster.commands.status import WIDTH_WITHOUT_TERMINAL
 
     result = outcome.result
     # The files first: whoever reads our output may have gone away.
@@ -416,6 +417,8 @@ def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) 
     if plot is not None:
         draw(outcome, plot)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_WITHOUT_TERMINAL)
     report.show(result, console, outcome.examples)
     for file in (json, plot):
         if file is not None:

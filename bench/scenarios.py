@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trilogue.actors.protocol.errors import UsageError
+from trilogue.actors.protocol.errors import UsageError, counted
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.bench.driver import BURST_MESSAGES, Load, Run, measure
 from trilogue.bench.failover import KINDS, PAUSE_S, Faults, Hurt
@@ -281,7 +281,7 @@ def scale(where: Where, progress: Progress, *, partitions: Sequence[int], messag
     runs: list[Run] = []
     with ray_nodes(where, progress):
         for count in partitions:
-            progress.about = f"{count} partition{'s' if count > 1 else ''}: "
+            progress.about = f"{counted(count, 'partition')}: "
             with system(where.with_partitions(count), progress) as running:
                 runs.append(measure("scale", load, running, progress))
     progress.about = ""

@@ -35,6 +35,11 @@ error survives pickling (positional arguments to ``super().__init__``), since Ra
 from __future__ import annotations
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 message", "2,000 messages": for sentences in errors and elsewhere."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 class TrilogueError(Exception):
     """The root of all that trilogue raises on purpose. `str(error)` is one line that says what to do next."""
 
@@ -90,8 +95,9 @@ class Unsent(ClientClosed):
         self.count = count
 
     def __str__(self) -> str:
+        were = "was" if self.count == 1 else "were"
         return (
-            f"{self.count} messages were not acked when the client closed, and its outbox was in memory: "
+            f"{counted(self.count, 'message')} {were} not acked when the client closed, and its outbox was in memory: "
             "each is stored once or not at all; give Client(outbox=FILE) to keep them"
         )
 

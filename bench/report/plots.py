@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from trilogue.actors.protocol.errors import UsageError
@@ -62,6 +63,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
 }
 NINES = ((0.0, "0"), (50.0, "50"), (90.0, "90"), (99.0, "99"), (99.9, "99.9"), (99.99, "99.99"), (99.999, "99.999"))
+MARKED = (50.0, 99.0, 99.9)
 Curve = Sequence[tuple[float, float]]
 
 
@@ -74,7 +76,7 @@ def check_suffix(path: Path) -> None:
 def plot_latency(result: Result, curve: Curve, floor: Curve, path: Path) -> None:
     """Latency by percentile beside the floor's."""
     curves = {"trilogue, one message in flight": (curve, BLUE), "floor, one frame in flight": (floor, QUIET)}
-    _save(result, path, lambda figure: _percentiles(figure.subplots(), curves))
+    _save(result, path, lambda figure: draw_percentiles(figure.subplots(), curves))
 
 
 def plot_throughput(result: Result, curve: Curve, floor: Curve, rates: Sequence[tuple[float, float]], path: Path) -> None:
@@ -83,7 +85,7 @@ def plot_throughput(result: Result, curve: Curve, floor: Curve, rates: Sequence[
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         _rate(left, rates, result)
-        _percentiles(right, {"full load": (curve, BLUE), "floor, one frame": (floor, QUIET)})
+        draw_percentiles(right, {"full load": (curve, BLUE), "floor, one frame": (floor, QUIET)})
 
     _save(result, path, draw)
 
@@ -92,7 +94,7 @@ def plot_reading(result: Result, curves: Mapping[str, Curve], path: Path) -> Non
     """Two latencies by percentile: of deliveries and acks, or of a writer with and without a reader that catches up."""
     colours = (BLUE, AMBER)
     named = {name: (curve, colour) for (name, curve), colour in zip(curves.items(), colours, strict=True)}
-    _save(result, path, lambda figure: _percentiles(figure.subplots(), named))
+    _save(result, path, lambda figure: draw_percentiles(figure.subplots(), named))
 
 
 def plot_sessions(result: Result, curves: Mapping[str, Curve], path: Path) -> None:
@@ -110,14 +112,14 @@ def plot_sessions(result: Result, curves: Mapping[str, Curve], path: Path) -> No
         left.invert_yaxis()
         left.grid(visible=False, axis="y")
         colours = (BLUE, AMBER)
-        _percentiles(right, {name: (curve, colour) for (name, curve), colour in zip(curves.items(), colours, strict=True)})
+        draw_percentiles(right, {name: (curve, colour) for (name, curve), colour in zip(curves.items(), colours, strict=True)})
 
     _save(result, path, draw)
 
 
 def plot_floor(result: Result, curve: Curve, path: Path) -> None:
     """The floor's latency by percentile."""
-    _save(result, path, lambda figure: _percentiles(figure.subplots(), {"floor": (curve, BLUE)}))
+    _save(result, path, lambda figure: draw_percentiles(figure.subplots(), {"floor": (curve, BLUE)}))
 
 
 def plot_scale(result: Result, path: Path) -> None:
@@ -170,7 +172,7 @@ def plot_replay(
         left.set(title=title, xlabel="messages")
         left.margins(x=0.12)
         _rate(upper, rates, result)
-        _percentiles(lower, {"replay": (curve, BLUE)})
+        draw_percentiles(lower, {"replay": (curve, BLUE)})
 
     _save(result, path, draw, height=6.4)
 
@@ -240,18 +242,17 @@ def rates_of(acked_at_s: Sequence[float], sampled_every: int, seconds: float) ->
     return [((step + 0.5) * width, count * sampled_every / width) for step, count in enumerate(counts)]
 
 
-def _percentiles(axes: Axes, curves: Mapping[str, tuple[Curve, str]]) -> None:
+def draw_percentiles(axes: Axes, curves: Mapping[str, tuple[Curve, str]]) -> None:
     """Percentiles on an axis on which each further nine takes the same room."""
-    worst = 0.0
-    for name, (curve, colour) in curves.items():
-        if not curve:
-            continue
+    drawn = {name: (curve, colour) for name, (curve, colour) in curves.items() if curve}
+    worst = max((curve[-1][0] for curve, _ in drawn.values()), default=0.0)
+    for name, (curve, colour) in drawn.items():
         axes.plot([100 / (100 - at) for at, _ in curve], [ms for _, ms in curve], color=colour, linewidth=2, label=name)
-        for marked in (50, 99, 99.9):
-            above = [(at, ms) for at, ms in curve if at >= marked - 1e-6]
-            if above:
-                _mark(axes, 100 / (100 - marked), above[0][1], colour)
-        worst = max(worst, curve[-1][0])
+    for marked in MARKED:
+        found = [(_at(curve, marked), colour) for curve, colour in drawn.values()]
+        known = sorted(((ms, colour) for ms, colour in found if ms is not None), reverse=True)
+        for rank, (milliseconds, colour) in enumerate(known):
+            _mark(axes, 100 / (100 - marked), milliseconds, colour, above=rank == 0 and len(known) > 1)
     axes.set(xscale="log", yscale="log", title="Latency by percentile", xlabel="percentile", ylabel="milliseconds")
     ticks = [(at, label) for at, label in NINES if at <= worst] or [NINES[0]]
     axes.xaxis.set_major_locator(FixedLocator([100 / (100 - at) for at, _ in ticks]))
@@ -266,11 +267,22 @@ def _percentiles(axes: Axes, curves: Mapping[str, tuple[Curve, str]]) -> None:
         _legend(axes)
 
 
-def _mark(axes: Axes, x: float, milliseconds: float, colour: str) -> None:
-    """A point on a curve, with its value to the lower right, where a rising curve leaves room."""
+def _at(curve: Curve, percentile: float) -> float | None:
+    """The milliseconds at a percentile; None where the curve has too few samples to say."""
+    return next((ms for at, ms in curve if at >= percentile - 1e-6), None)
+
+
+def _mark(axes: Axes, x: float, milliseconds: float, colour: str, *, above: bool) -> None:
+    """A point on a curve, with its value where a rising curve leaves room: to the lower right, or, of the upper one of two
+    curves, to the upper left.
+    """
     axes.plot([x], [milliseconds], "o", color=colour, markersize=5)
     value = f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.3g} s"
-    axes.annotate(value, (x, milliseconds), (6, -13), textcoords="offset points", color=colour, weight="bold", fontsize=9)
+    axes.annotate(
+        value, (x, milliseconds), (-6, 6) if above else (6, -13), textcoords="offset points",
+        ha="right" if above else "left", color=colour, weight="bold", fontsize=9,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )  # fmt: skip
 
 
 def _rate(axes: Axes, rates: Sequence[tuple[float, float]], result: Result) -> None:

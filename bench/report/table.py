@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trilogue.actors.protocol.errors import UsageError
+from trilogue.actors.protocol.errors import UsageError, counted
 from trilogue.bench.report.machine import machine_line
 from trilogue.bench.report.schema import CatchupResult, CpuUs, FailoverResult, ReadingResult, Result, SessionsResult
 
@@ -39,7 +39,7 @@ def show(result: Result, console: Console, examples: Sequence[str], notes: Seque
     console.print(_rows(result) if result.rows else _table(result))
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False)
-    settings = " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items())
+    settings = " · ".join(f"{_in_words(name)} {value}" for name, value in result.settings.items())
     for line in (settings, machine_line(result.machine), f"commit {result.commit}"):
         console.print(Text(line, style="dim"), soft_wrap=True)
 
@@ -50,7 +50,7 @@ def headline(result: Result) -> Text:
     if isinstance(result, FailoverResult):
         verdict += f", stale acks {result.stale_acks}"
     if result.failed:
-        return Text(f"FAILED: {verdict} of {result.messages:,} messages. No figure of this run counts.", "bold red")
+        return Text(f"FAILED: {verdict} of {counted(result.messages, 'message')}. No figure of this run counts.", "bold red")
     answer = Text(_answer(result), "bold green")
     if isinstance(result, ReadingResult):
         answer.append(f" · {result.deliveries:,} deliveries checked: {verdict}", "default")
@@ -63,10 +63,11 @@ def headline(result: Result) -> Text:
 
 
 def _what_was_read(result: Result) -> str:
-    messages = f"{result.messages:,} messages"
+    messages = counted(result.messages, "message")
     if result.command != "replay":
         return messages
-    return f"{messages} of {result.settings['senders']:,} senders in {result.settings['sessions']:,} sessions"
+    settings = result.settings
+    return f"{messages} of {counted(settings['senders'], 'sender')} in {counted(settings['sessions'], 'session')}"
 
 
 def cpu_growth(result: Result) -> float | None:
@@ -82,7 +83,7 @@ def _answer(result: Result) -> str:
     if isinstance(result, FailoverResult):
         stall, victim = result.stall_ms, VICTIMS[result.settings["kill"]]
         what = f"a pause of {victim}" if result.settings["pause_s"] else f"kill -9 of {victim}"
-        return f"{stall.p50:,.0f} ms stall (p50), {stall.max:,.0f} ms at most, after {what}, {result.kills} times"
+        return f"{stall.p50:,.0f} ms stall (p50), {stall.max:,.0f} ms at most, after {what}, {counted(result.kills, 'time')}"
     if isinstance(result, CatchupResult):
         ratio = result.latency_ms.p99 / (result.writer_alone_ms.p99 or 1)
         caught = f"{result.deliveries_per_s:,.0f} messages/s to a reader {result.behind_messages_max:,} behind"
@@ -92,17 +93,18 @@ def _answer(result: Result) -> str:
         grew = f"{result.session_grew_mib:+,.0f} MiB a SessionActor, {result.store_grew_mib:+,.0f} MiB a store"
         return f"{result.sessions:,} idle sessions: {grew}, {more_s:+.1f} s at a restart"
     if isinstance(result, ReadingResult):
-        rate = f"{result.deliveries_per_s:,.0f} deliveries/s to {result.readers:,} readers"
+        rate = f"{result.deliveries_per_s:,.0f} deliveries/s to {counted(result.readers, 'reader')}"
         return f"{rate}, {result.lag_ms.p50:.0f} ms behind (p50)"
     match result.command:
         case "floor":
-            return f"the floor: {floor.latency_ms_p50:.3f} ms (p50), {floor.messages_per_s:,.0f} messages/s"
+            return f"The floor: {floor.latency_ms_p50:.3f} ms (p50), {floor.messages_per_s:,.0f} messages/s"
         case "latency":
             ratio = result.latency_ms.p50 / floor.latency_ms_p50
             return f"{result.latency_ms.p50:.3f} ms (p50) from hand-over to three disks and back, {ratio:.2f} × the floor"
         case "scale":
             growth = cpu_growth(result)
-            counts = f"{result.rows[0].partitions} to {result.rows[-1].partitions} partitions"
+            first, last = result.rows[0].partitions, result.rows[-1].partitions
+            counts = f"{first} to {last} partitions" if first != last else counted(first, "partition")
             if growth is None:
                 return f"{result.messages_per_s:,.0f} messages/s over {counts}"
             return f"{growth:+.1%} processor time a message from {counts}"
@@ -123,7 +125,7 @@ def _table(result: Result) -> Table:
     table.add_row(
         "rate",
         f"{result.messages_per_s:,.0f} messages/s",
-        f"{result.messages:,} in {result.seconds:.2f} s, first hand-over to last ack",
+        f"{result.messages:,} in {_seconds(result.seconds)}, first hand-over to last ack",
     )
     table.add_row(
         "latency",
@@ -148,7 +150,7 @@ def _add_stalls(table: Table, result: FailoverResult) -> None:
         f"longest {stall.max:,.0f}; from the fault to the first ack of a message that was handed over afterwards",
     )
     each = " ".join(f"{one.stall_ms:,.0f}" for one in result.stalls[:STALLS_SHOWN_MAX])
-    table.add_row("", f"{result.kills} times", each + (" …" if result.kills > STALLS_SHOWN_MAX else ""))
+    table.add_row("", counted(result.kills, "time"), each + (" …" if result.kills > STALLS_SHOWN_MAX else ""))
     table.add_row("longest gap", f"{result.longest_gap_ms:,.0f} ms", "between two acks of one partition, in the whole run")
     table.add_row("whole again", f"{whole.p50:.1f} s p50", f"longest {whole.max:.1f}; every actor and every copy is back")
     if result.settings["pause_s"] and result.settings["kill"] == "session":
@@ -189,7 +191,9 @@ def _add_deliveries(table: Table, result: ReadingResult) -> None:
         table.add_row(
             "lag", f"{lag.p50:.1f} ms p50", f"p99 {lag.p99:.1f}, longest {lag.max:.1f}; hand-over to the reader's code"
         )
-        table.add_row("behind", f"{result.behind_messages_max:,} messages", "the slowest reader behind what was acked, at most")
+        table.add_row(
+            "behind", counted(result.behind_messages_max, "message"), "the slowest reader behind what was acked, at most"
+        )
     roles = ("writer", cpu.writer), ("readers", cpu.readers), ("session", cpu.session), ("store", cpu.store)
     shares = ", ".join(f"{role} {'not known' if used is None else f'{_short(used)} µs'}" for role, used in roles)
     table.add_row("a delivery", "", shares)
@@ -219,6 +223,14 @@ def _us(used: float | None) -> str:
 def _by_role(cpu: CpuUs) -> str:
     parts = zip(ROLES, (cpu.client, cpu.session, cpu.store), strict=True)
     return ", ".join(f"{role} {'not known' if used is None else f'{_short(used)} µs'}" for role, used in parts)
+
+
+def _in_words(setting: str) -> str:
+    return setting.replace("_per_s", "/s").replace("_", " ")
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def _short(used: float) -> str:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from trilogue.actors.protocol.errors import ClientClosed, OutboxUnusable, TrilogueError
+from trilogue.actors.protocol.errors import ClientClosed, OutboxUnusable, TrilogueError, counted
 from trilogue.actors.protocol.limits import Limits
 from trilogue.client.outbox.cursors import Cursors
 from trilogue.client.outbox.outbox import Outbox
@@ -347,4 +347,4 @@ class FileOutbox(Outbox):
 
     def left_behind(self, count: int) -> TrilogueError:
         """What those hear who still wait when the client closes: their messages are in the file."""
-        return ClientClosed(f"the client was closed; {count} messages stay in {self.path}, and the next client sends them")
+        return ClientClosed(f"the client was closed; {self.path} keeps {counted(count, 'message')} for the next client to send")

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trilogue.actors.protocol.errors import TrilogueError, UsageError
+from trilogue.actors.protocol.errors import TrilogueError, UsageError, counted
 
 PLUGINS = "trilogue.commands"
 FINE, NO, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -155,7 +155,7 @@ def send(
     from trilogue.cluster.commands.find import locate
 
     ack = asyncio.run(talk.send(locate(address, data), session, text, sender, outbox, timeout))
-    typer.echo(f"{ack.session} {ack.seq}: stored on {ack.copies} store{'s' if ack.copies != 1 else ''}")
+    typer.echo(f"{ack.session} {ack.seq}: stored on {counted(ack.copies, 'store')}")
 
 
 @app.command()

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
+from trilogue.actors.protocol.errors import counted
+
 if TYPE_CHECKING:
     from trilogue.cluster.commands.rescue import Facts
     from trilogue.cluster.commands.up_down import Outcome
@@ -82,7 +84,7 @@ def started(outcome: Outcome) -> None:
     sessions = [name for name in run.actors if name.startswith("session-")]
     option = f" --data {run.data}"
     for line in (
-        f"trilogue {what}: {len(stores)} stores, {len(sessions)} SessionActors",
+        f"trilogue {what}: {counted(len(stores), 'store')}, {counted(len(sessions), 'SessionActor')}",
         f"  address  {next(iter(run.actors.values()), '')}   (token: {run.token_file})",
         f"  data     {run.data}",
         f"  logs     {run.logs}",
@@ -106,8 +108,9 @@ def verified(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     counts = report["counts"]
     console.print(
-        f"{counts['messages']} messages in {counts['sessions']} sessions, {counts['frames']} frames on "
-        f"{len(report['stores'])} stores, {report['partitions']} partitions, {report['seconds']:.1f} s",
+        f"{counted(counts['messages'], 'message')} in {counted(counts['sessions'], 'session')}, "
+        f"{counted(counts['frames'], 'frame')} on {counted(len(report['stores']), 'store')}, "
+        f"{counted(report['partitions'], 'partition')}, {report['seconds']:.1f} s",
         soft_wrap=True,
     )
     for problem in report["problems"][:PROBLEMS_SHOWN]:
@@ -118,7 +121,8 @@ def verified(report: dict[str, Any]) -> None:
         console.print(f"  note: {note}", markup=False, soft_wrap=True)
     for repair in report.get("repairs", ()):
         for line in (
-            f"repaired {repair['store']}: {repair['frames']} frames, {repair['frames_from_others']} of them from other stores",
+            f"repaired {repair['store']}: {counted(repair['frames'], 'frame')}, "
+            f"{repair['frames_from_others']:,} of them from other stores",
             f"  what was there before is kept in {repair['kept']} ({repair['kept_bytes'] / 1e6:.1f} MB): "
             "it may be removed when `trilogue verify` is content",
         ):
@@ -141,7 +145,7 @@ def rescue_asked(facts: Facts) -> None:
         + (f"; new and empty under their names: {', '.join(facts.fresh)}" * bool(facts.fresh)),
         f"what is left: {', '.join(facts.left)}",
         "a rescue that was begun before is finished:" if facts.resumed else "what will be done:",
-        f"  1. on {', '.join(facts.left)}, no writer of before is obeyed any more, in {facts.partitions} partitions",
+        f"  1. on {', '.join(facts.left)}, no writer of before is obeyed any more, in {counted(facts.partitions, 'partition')}",
         "  2. the register is founded anew by what is left, and gives no vote under its old charter for ever",
         "  3. each partition goes on from the longest log that is left, as soon as there are enough stores",
         "a lost store that comes back with its old data after this is like an empty one: its votes count for nothing",
@@ -165,7 +169,9 @@ def rescued(report: dict[str, Any]) -> None:
     )
     for one in report["partitions"]:
         where = f"partition {one['partition']}"
-        console.print(f"  {where}: goes on from {one['from']}, with {one['frames']} frames", markup=False, soft_wrap=True)
+        console.print(
+            f"  {where}: goes on from {one['from']}, with {counted(one['frames'], 'frame')}", markup=False, soft_wrap=True
+        )
         for first, last in one["lost"]:
             text = f"  {where} STAYS CLOSED: no store that is left has its frames {first}-{last}"
             console.print(f"{text}; look for the lost stores' disks", markup=False, soft_wrap=True)
@@ -174,13 +180,15 @@ def rescued(report: dict[str, Any]) -> None:
     there, least = report["stores_there"], report["min_copies"]
     if there < least:
         console.print(
-            f"{there} stores are there, and nothing is acked before {least} are: start the missing ones (empty ones will do), "
+            f"{_are_there(there)}, and nothing is acked before {least} are: start the missing ones (empty ones will do), "
             "add others with `trilogue up --stores N`, or go on with fewer copies with `trilogue up --min-copies N`",
             markup=False,
             soft_wrap=True,
         )
     elif there < report["copies"]:
-        console.print(
-            f"{there} stores are there: messages get so many copies until there are {report['copies']}", soft_wrap=True
-        )
+        console.print(f"{_are_there(there)}: messages get so many copies until there are {report['copies']}", soft_wrap=True)
     console.print("see `trilogue status`, then `trilogue verify`")
+
+
+def _are_there(stores: int) -> str:
+    return f"{counted(stores, 'store')} {'is' if stores == 1 else 'are'} there"

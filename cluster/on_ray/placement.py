@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trilogue.actors.protocol.errors import LaunchError, SettingsDiffer
+from trilogue.actors.protocol.errors import LaunchError, SettingsDiffer, counted
 from trilogue.cluster.settings.config import ANY_HOST, ClusterRecord, store_names
 from trilogue.cluster.settings.files import read_json, write_json
 
@@ -124,10 +124,11 @@ def protection(hosts: dict[str, str], spread: bool, copies: int) -> str:
     if copies == 1:
         return "one copy only: a lost disk loses messages"
     if machines >= copies and machines == len(hosts):
-        return f"{copies} copies on {copies} machines: {copies - 1} lost disks or machines lose nothing"
+        lost = "a lost disk or machine loses" if copies == 2 else f"{copies - 1} lost disks or machines lose"
+        return f"{copies} copies on {copies} machines: {lost} nothing"
     nodes = " or a lost Ray node" if spread else ""
     return (
-        f"{copies} copies on {machines} machine{'s' if machines > 1 else ''}: a crashed process{nodes} loses nothing; "
+        f"{copies} copies on {counted(machines, 'machine')}: a crashed process{nodes} loses nothing; "
         "a lost disk or machine can lose messages"
     )
 

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trilogue.actors.journal.identity import DirectoryLock, try_lock
-from trilogue.actors.protocol.errors import DirectoryInUse, DirectoryUnusable, LaunchError, SettingsDiffer, TrilogueError
+from trilogue.actors.protocol.errors import (
+    DirectoryInUse,
+    DirectoryUnusable,
+    LaunchError,
+    SettingsDiffer,
+    TrilogueError,
+    counted,
+)
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.cluster.on_ray.placement import check_listen, plan, read_places, write_places
 from trilogue.cluster.on_ray.processes import wait_for_actors
@@ -156,7 +163,8 @@ def start_system(
     names = actor_names(desired.record)
     noted: RunFile | None = note_start(settings, ray_run, started_by)
     try:
-        progress(f"creating {len(store_names(desired.record))} stores and {len(session_names(desired.record))} SessionActors")
+        stores, sessions = len(store_names(desired.record)), len(session_names(desired.record))
+        progress(f"creating {counted(stores, 'store')} and {counted(sessions, 'SessionActor')}")
         handles = {name: create_actor(desired, name, here) for name in names}
         places = _wait_for_places(handles, deadline, progress)
         _check_ours(desired, ray.get(handles[SUPERVISOR].desired.remote()))

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from rich.console import Console
 
 from trilogue.actors.protocol.errors import DirectoryUnusable, Overloaded, UsageError
@@ -23,7 +25,7 @@ from trilogue.bench.load.metrics import HIGHEST_US, CpuMeter, Histogram
 from trilogue.bench.load.pouring import Acks, Item, Pulse, drip, pour
 from trilogue.bench.load.readback import read_all_back
 from trilogue.bench.load.verification import Verdict
-from trilogue.bench.report import machine
+from trilogue.bench.report import machine, plots
 from trilogue.bench.report import table as report
 from trilogue.bench.report.schema import CpuUs, FloorFigures, LatencyMs, Result, Row
 from trilogue.client import Ack, Client, Message
@@ -90,6 +92,29 @@ def test_the_table_leads_with_the_answer_and_its_verification() -> None:
     )
     assert "client 4.00 µs, session 3.00 µs, store 2.00 µs" in text
     assert "seed 1" in text
+
+
+def test_one_of_a_thing_is_not_called_several_and_a_short_run_is_not_said_to_take_no_time() -> None:
+    settings = {"senders": 1, "sessions": 1, "offered_messages_per_s": 1000}
+    text = shown(result(command="replay", messages=1, seconds=0.0019, settings=settings))
+    assert "1 message of 1 sender in 1 session read back" in text
+    assert "1 in 1.9 ms" in text
+    assert "offered messages/s 1000" in text
+    of = result(command="scale", rows=rows(CpuUs(client=4, session=3, store=3)))
+    assert shown(of).startswith("100,000 messages/s over 1 partition ·")
+
+
+def test_the_values_of_two_curves_do_not_cover_each_other() -> None:
+    """Of the upper curve they stand above it, of the lower one below."""
+    percentiles = (0.0, 50.0, 90.0, 99.0, 99.9)
+    curves = {
+        "low": ([(at, 15.0) for at in percentiles], plots.BLUE),
+        "high": ([(at, 20.0) for at in percentiles], plots.AMBER),
+    }
+    axes = Figure().subplots()
+    plots.draw_percentiles(axes, curves)
+    placed = {(text.get_text(), text.xyann[1] > 0) for text in axes.texts if isinstance(text, Annotation)}
+    assert placed == {("20 ms", True), ("15 ms", False)}
 
 
 @pytest.mark.parametrize("anomaly", ["lost", "duplicated", "reordered"])

@@ -272,7 +272,7 @@ async def test_closing_never_hides_the_error_that_was_under_way() -> None:
 
     with pytest.raises(KeyError) as raised:
         await work()
-    assert "were not acked" in raised.value.__notes__[0]
+    assert "1 message was not acked" in raised.value.__notes__[0]
 
 
 @in_loop

@@ -144,7 +144,7 @@ def test_what_could_not_be_sent_is_raised_and_an_own_error_is_not_hidden(actor: 
 
     with pytest.raises(KeyError) as raised:
         work()
-    assert "were not acked" in raised.value.__notes__[0]
+    assert "1 message was not acked" in raised.value.__notes__[0]
 
 
 def test_opening_raises_in_the_caller(actor: FakeSessionActor) -> None:

@@ -33,7 +33,7 @@ from trilogue.actors.protocol.subscriptions import (
     Subscribed,
     Subscriptions,
 )
-from trilogue.actors.protocol.vocabulary import DELIVER
+from trilogue.actors.protocol.vocabulary import DELIVER, Code
 from trilogue.actors.pump import spawn
 from trilogue.actors.wire import Connection, Refused, pack_item, pack_items
 
@@ -59,28 +59,33 @@ class Readers:
         """How many sessions are followed; one that two readers follow counts twice."""
         return self._subscriptions.count()
 
-    def subscribe(
-        self,
-        connection: Connection,
-        request: int,
-        number: int,
-        places: list[tuple[str, int, int]],
-        messages: int,
-        size_bytes: int,
-    ) -> None:
-        """Answer SUBSCRIBE: (session, after, its last readable seq) each. Raises `InvalidRange`."""
+    def open(self, connection: Connection, number: int, messages: int, size_bytes: int) -> None:
+        """A subscription, or a further part of it, is asked for: it takes credit while what it is to follow is looked up.
+
+        Raises `InvalidRange`.
+        """
         limits, subscriptions = self._limits, self._subscriptions
         low = 0 if subscriptions.has(connection, number) else 1
         if not low <= messages <= limits.credit_messages_max or not low <= size_bytes <= limits.credit_bytes_max:
             most = f"{limits.credit_messages_max} messages and {limits.credit_bytes_max} bytes"
             raise InvalidRange(f"a credit of {messages} messages and {size_bytes} bytes: {low} to {most}")
+        self._run(subscriptions.handle(Subscribed(connection, number, [], messages, size_bytes)))
+
+    def follow(self, connection: Connection, request: int, number: int, places: list[tuple[str, int, int]]) -> None:
+        """Answer SUBSCRIBE: (session, after, its last readable seq) each. Raises `InvalidRange`."""
+        limits, subscriptions = self._limits, self._subscriptions
         if subscriptions.count(connection) + len(places) > limits.subscriptions_per_connection_max:
             raise InvalidRange(f"{limits.subscriptions_per_connection_max} sessions are followed at most on one connection")
         for session, _, _ in places:
             if subscriptions.is_in(connection, number, session):
                 raise InvalidRange(f"subscription {number} has session {session!r} already")
         connection.reply(request, [after for _, after, _ in places])
-        self._run(subscriptions.handle(Subscribed(connection, number, places, messages, size_bytes)))
+        self._run(subscriptions.handle(Subscribed(connection, number, places, 0, 0)))
+
+    def refuse(self, connection: Connection, request: int, number: int, code: Code, text: str) -> None:
+        """Answer SUBSCRIBE with a refusal."""
+        self._subscriptions.refused(connection, number)
+        connection.refuse(request, code, text)
 
     def credit(self, connection: Connection, number: int, messages: int, size_bytes: int) -> None:
         """The reader takes that much more."""

@@ -5,6 +5,7 @@ told (`Wanted`), whether the session was in memory or not. Rules:
 
 1. Nothing is shown above what is committed; what lies below comes out of a store.
 2. A subscription begins in the turn in which its sessions' last seqs are known, right after its answer: no run slips between.
+   It takes credit from the moment on at which it is asked for: a client gives more before it has the answer.
 3. At most `loads_at_once_max` requests wait for cold sessions at any time, each for at most `subscribe_sessions_max`; others
    queue behind them.
 """
@@ -53,8 +54,9 @@ class Reads:
                     answer_later(connection, request, lambda: self._heads(sessions))
                 case Say.SUBSCRIBE, [int(number), list(sessions), int(messages), int(size)]:
                     places = self._places(sessions)
+                    self._readers.open(connection, number, messages, size)
                     self._beginning.add((connection, number, request))
-                    spawn(self._subscribe(connection, request, number, places, messages, size), "a subscription")
+                    spawn(self._subscribe(connection, request, number, places), "a subscription")
                 case _:
                     raise ProtocolError(f"a SessionActor knows no request {say} of this shape")
         except InvalidSession as error:
@@ -107,9 +109,7 @@ class Reads:
             heads += await self.load(sessions[at : at + step], lambda loaded: loaded)
         return heads
 
-    async def _subscribe(
-        self, connection: Connection, request: int, number: int, places: dict[str, int | None], messages: int, size: int
-    ) -> None:
+    async def _subscribe(self, connection: Connection, request: int, number: int, places: dict[str, int | None]) -> None:
         this = connection, number, request
 
         def begin(heads: list[int]) -> None:
@@ -117,14 +117,14 @@ class Reads:
                 raise InvalidRange(f"subscription {number} ended before it began")
             begins = zip(places.items(), heads, strict=True)
             at = [(session, head if after is None else after, head) for (session, after), head in begins]
-            self._readers.subscribe(connection, request, number, at, messages, size)
+            self._readers.follow(connection, request, number, at)
 
         try:
             await self.load([*places], begin)
         except UsageError as error:
-            connection.refuse(request, Code.INVALID_RANGE, str(error))
+            self._readers.refuse(connection, request, number, Code.INVALID_RANGE, str(error))
         except Unavailable as error:
-            connection.refuse(request, Code.UNAVAILABLE, str(error))
+            self._readers.refuse(connection, request, number, Code.UNAVAILABLE, str(error))
         self._beginning.discard(this)
 
     # ------------------------------------------------------------------ checks

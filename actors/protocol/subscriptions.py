@@ -36,7 +36,7 @@ def cost_bytes(run: Run) -> int:
 
 class Subscribed(NamedTuple):
     """A reader wants more sessions: (session, after, the session's last readable seq) each. The first time this makes the
-    subscription. The credit is added to what it has."""
+    subscription, which may follow nothing yet. The credit is added to what it has."""
 
     source: Source
     subscription: int
@@ -200,6 +200,12 @@ class Subscriptions:
         if number is None:
             self._blocked.discard(source)
         self.empty = not self._all
+
+    def refused(self, source: Source, number: int) -> None:
+        """What was asked for does not begin: a subscription that follows nothing is over."""
+        subscription = self._all.get(source, {}).get(number)
+        if subscription is not None and not subscription.places:
+            self.forget(source, number)
 
     def _on_subscribed(self, event: Subscribed) -> list[Effect]:
         source, number = event.source, event.subscription

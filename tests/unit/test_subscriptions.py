@@ -159,6 +159,27 @@ def test_run_goes_to_a_reader_that_is_up_to_date_at_once() -> None:
     assert (readers.got[1], readers.pages) == ([1, 2, 3], [])
 
 
+def test_credit_that_comes_before_the_first_session_counts_G7() -> None:
+    """While a store is asked how far the sessions are, the client may give more."""
+    readers = Readers()
+    readers.commit(5)
+    readers.subscribe(1, 0, 1, sessions=())
+    readers.give_credit(1, 3)
+    readers.subscribe(1, 0, 0, 0)
+    readers.read_all()
+    assert readers.got[1] == [1, 2, 3, 4]
+
+
+def test_subscription_that_is_refused_before_it_follows_anything_is_forgotten() -> None:
+    readers = Readers()
+    readers.subscribe(1, 0, 1, sessions=())
+    readers.subscribe(2, 0, 1)
+    for number in (1, 2):
+        readers.machine.refused("c", number)
+    assert not readers.machine.has("c", 1)
+    assert readers.machine.has("c", 2)
+
+
 def test_reader_without_credit_gets_nothing_and_costs_nothing() -> None:
     readers = Readers()
     readers.subscribe(1, 0, 1)

@@ -464,6 +464,21 @@ def _skip_one_of_a_group(self: Any, runs: Any) -> list[Any]:
     ]
 
 
+def _deaf_before_it_begins(self: Any, event: Any, subscribed: Any = Subscriptions._on_subscribed) -> list[Any]:
+    asked: dict[Any, Any] = self.__dict__.setdefault("asked", {})
+    place = event.source, event.subscription
+    if not event.sessions:
+        asked[place] = event
+        return []
+    credit = asked.pop(place, event)
+    effects: list[Any] = subscribed(self, event._replace(messages=credit.messages, size_bytes=credit.size_bytes))
+    return effects
+
+
+def _has_or_will(self: Any, source: Any, number: int, has: Any = Subscriptions.has) -> bool:
+    return (source, number) in self.__dict__.get("asked", {}) or has(self, source, number)
+
+
 def _one_gets_the_page(self: Any, event: Any) -> list[Any]:
     for place in self._pages.get((event.session, event.after), [])[1:]:
         place.at = event.after + sum(len(run.bodies) for run in event.runs)
@@ -742,6 +757,12 @@ OWN: dict[str, Bug] = {
         [(Subscriptions, "_on_committed", _skip_one_of_a_group)],
         "readers",
         50,
+    ),
+    "deaf_before_it_begins": Bug(
+        "does not hear the credit that comes while it is looked up what a subscription is to follow",
+        [(Subscriptions, "_on_subscribed", _deaf_before_it_begins), (Subscriptions, "has", _has_or_will)],
+        "readers",
+        400,
     ),
     "page_for_one": Bug(
         "of those that share a page only the first one gets it",

@@ -160,9 +160,10 @@ class Serving(Process):
                     sessions, lambda heads: reply(heads, 0) if heads is not None else reply("no store", Code.UNAVAILABLE)
                 )
             case Say.SUBSCRIBE, [number, sessions, messages, size]:
+                self._tell(self.subscriptions.handle(Subscribed(link, number, [], messages, size)))
                 self._want(
                     [session for session, _ in sessions],
-                    lambda heads: self._subscribe(link, reply, Subscribed(link, number, sessions, messages, size), heads),
+                    lambda heads: self._subscribe(link, reply, Subscribed(link, number, sessions, 0, 0), heads),
                 )
 
     # ------------------------------------------------------------------ reading
@@ -183,7 +184,8 @@ class Serving(Process):
         self._ask(then, Say.RUNS, PARTITION, self.readable_upto(), session, after, min(limit, head - after))
 
     def _subscribe(self, link: Link, reply: Callable[..., None], wish: Subscribed, heads: list[int] | None) -> None:
-        if heads is None or link.is_closed(self):
+        if heads is None or not self.subscriptions.has(link, wish.subscription):
+            self.subscriptions.refused(link, wish.subscription)
             reply("no store answers", Code.UNAVAILABLE)
             return
         places = [(session, after, head) for (session, after, *_), head in zip(wish.sessions, heads, strict=True)]

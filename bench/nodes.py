@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from trilogue.actors.protocol.errors import LaunchError
 from trilogue.cluster.on_ray.ray_head import (
     OBJECT_STORE_BYTES,
     ensure_ray_token,
+    environment_of,
     head_environment,
     short_temp_dir,
 )
@@ -35,7 +35,7 @@ def simulated_nodes(count: int, directory: Path) -> Iterator[None]:
     environment["RAY_TMPDIR"] = str(temp_dir)
     with contextlib.ExitStack() as ends:
         ends.callback(shutil.rmtree, temp_dir, ignore_errors=True)
-        ends.enter_context(_environment(environment))
+        ends.enter_context(environment_of(environment))
         import ray
         from ray.cluster_utils import Cluster
 
@@ -59,18 +59,3 @@ def simulated_nodes(count: int, directory: Path) -> Iterator[None]:
             raise LaunchError(f"{count} Ray nodes did not start: {' '.join(str(error).split())[:300]}") from None
         ends.callback(ray.shutdown)
         yield
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in (*values, "RAY_ADDRESS")}
-    os.environ.update(values)
-    os.environ.pop("RAY_ADDRESS", None)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value

@@ -15,6 +15,8 @@ from trilogue.actors.protocol.errors import LaunchError, SettingsDiffer, counted
 from trilogue.cluster.settings.config import ANY_HOST, ClusterRecord, store_names
 from trilogue.cluster.settings.files import read_json, write_json
 
+FORMAT = 1
+
 
 class Node(NamedTuple):
     """A living Ray node. Nodes of one machine (a simulated cluster) share their host."""
@@ -143,8 +145,11 @@ def check_listen(host: str, places: Places) -> None:
 
 
 def read_places(data: Path) -> tuple[Places | None, dict[str, int]]:
-    """What DATA/places.json remembers: the places and the ports; (None, {}) when there is no such file."""
-    raw = read_json(data / "places.json")
+    """What DATA/places.json remembers: the places and the ports; (None, {}) when there is no such file.
+
+    Raises `NewerFormat`, `DirectoryUnusable`, or `LaunchError` when it is damaged.
+    """
+    raw = read_json(data / "places.json", FORMAT)
     if raw is None:
         return None, {}
     try:
@@ -156,5 +161,5 @@ def read_places(data: Path) -> tuple[Places | None, dict[str, int]]:
 
 def write_places(data: Path, places: Places, ports: dict[str, int]) -> None:
     """Remember where the stores are, and the actors' ports."""
-    value: dict[str, Any] = {"format": 1, **places._asdict(), "ports": ports}
+    value: dict[str, Any] = {"format": FORMAT, **places._asdict(), "ports": ports}
     write_json(data / "places.json", value)

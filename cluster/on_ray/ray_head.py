@@ -160,7 +160,7 @@ def start_private() -> RayRun:
     if "ray" not in sys.modules:
         # Ray reads it once, on import; where it has been imported already, it asks for a token by itself (from 2.60 on).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    with _environment({**LOOPBACK_ONLY, **QUIET}, unset=("RAY_ADDRESS",)):
+    with environment_of({**LOOPBACK_ONLY, **QUIET}):
         import ray
 
         options: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "_temp_dir": str(temp_dir)}
@@ -240,12 +240,13 @@ def _kill_after(process: subprocess.Popen[str], seconds: float) -> Any:
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str], unset: tuple[str, ...]) -> Iterator[None]:
-    """Set environment variables for a while, as the processes started meanwhile inherit them."""
-    before = {key: os.environ.get(key) for key in (*values, *unset)}
+def environment_of(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for a while, as the processes started meanwhile inherit them. Meanwhile no RAY_ADDRESS of the
+    user's names another Ray.
+    """
+    before = {key: os.environ.get(key) for key in (*values, "RAY_ADDRESS")}
     os.environ.update(values)
-    for key in unset:
-        os.environ.pop(key, None)
+    os.environ.pop("RAY_ADDRESS", None)
     try:
         yield
     finally:

@@ -9,13 +9,14 @@ nothing twice; a lost stream is a reason to look and to order a spare, who asks 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from trilogue.actors.config import AddressBook
-from trilogue.actors.protocol.errors import ProtocolError, TrilogueError, Unavailable
+from trilogue.actors.protocol.errors import NewerFormat, ProtocolError, TrilogueError, Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.ranges import record_key
 from trilogue.actors.protocol.vocabulary import Code, Say
@@ -26,7 +27,6 @@ from trilogue.actors.wire import Connection, Refused, connect, join_address
 from trilogue.cluster.on_ray.orders import Orders
 from trilogue.cluster.on_ray.register_keeper import RegisterKeeper
 from trilogue.cluster.settings.config import SUPERVISOR, Desired, session_names, store_names
-from trilogue.cluster.settings.files import read_json
 from trilogue.cluster.settings.runfile import read_run_file
 
 LOOK_AGAIN_S: Final = 0.3
@@ -201,17 +201,21 @@ class Supervisor:
         self._places[name] = (address, pid)
         try:
             for path in map(Path, self._desired.run_files):
-                raw = read_json(path)
-                known = read_run_file(path) if raw and raw.get("cluster") == self._desired.record.cluster else None
-                if known is None or not known.actors:
-                    continue
-                moved = known
-                for actor, place in self._places.items():
-                    moved = moved.with_actor(actor, *place)
-                if moved != known:
-                    moved.write(path)
+                with contextlib.suppress(NewerFormat):  # a later version's, and so another system's
+                    self._note_moved(path)
         except TrilogueError as error:
             self._problem = str(error)
+
+    def _note_moved(self, path: Path) -> None:
+        """Write where our actors are into the run file at `path`, if it is ours."""
+        known = read_run_file(path)
+        if known is None or known.cluster != self._desired.record.cluster or not known.actors:
+            return
+        moved = known
+        for actor, place in self._places.items():
+            moved = moved.with_actor(actor, *place)
+        if moved != known:
+            moved.write(path)
 
 
 def _ignore(_: Connection, __: list[Any]) -> None:

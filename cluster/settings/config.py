@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from trilogue.actors.protocol.errors import DirectoryUnusable, InvalidSettings, NewerFormat
+from trilogue.actors.protocol.errors import DirectoryUnusable, InvalidSettings
 from trilogue.cluster.settings.directories import data_home as data_home
 from trilogue.cluster.settings.files import read_json, write_json
 
@@ -98,13 +98,11 @@ class Desired:
 def read_record(data: Path) -> ClusterRecord | None:
     """The record of a data directory; None when it holds no system. Raises `NewerFormat`, `DirectoryUnusable`."""
     path = data / "cluster.json"
-    raw = read_json(path)
+    raw = read_json(path, FORMAT)
     if raw is None:
         return None
-    version = raw.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise NewerFormat(f"{path} has format {version}, this trilogue reads {FORMAT}: upgrade trilogue")
     try:
+        version = raw.get("format")
         if version == 1:
             later = {"first_stores": raw["stores"], "min_copies": raw["copies"], "spare_sessions": SPARE_SESSIONS_DEFAULT}
             raw = raw | later

@@ -13,7 +13,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from trilogue.actors.protocol.errors import DirectoryUnusable
+from trilogue.actors.journal.files import sync_directory
+from trilogue.actors.protocol.errors import DirectoryUnusable, NewerFormat
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -40,8 +41,10 @@ def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
     write_whole(path, (json.dumps(value, indent=1) + "\n").encode(), mode)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None if there is no such file. Raises `DirectoryUnusable` when it cannot be read as one."""
+def read_json(path: Path, newest: int) -> dict[str, Any] | None:
+    """The object in `path`; None if there is no such file. Raises `DirectoryUnusable` when it cannot be read as one, and
+    `NewerFormat` when its "format" is above `newest`.
+    """
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -52,16 +55,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise DirectoryUnusable(f"{path} is not JSON: restore it from a backup") from None
     if not isinstance(value, dict):
         raise DirectoryUnusable(f"{path} is not a JSON object: restore it from a backup")
+    version = value.get("format")
+    if isinstance(version, int) and version > newest:
+        raise NewerFormat(f"{path} has format {version}, this trilogue reads {newest}: upgrade trilogue")
     return value
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def make_directory(path: Path) -> None:

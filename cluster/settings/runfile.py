@@ -101,14 +101,11 @@ def read_run_file(path: Path) -> RunFile | None:
     """The run file at `path`; None when there is none. Raises `NewerFormat`, or `Unavailable` when it is damaged."""
     damaged = Unavailable(f"{path} is damaged: remove it, then start again with `trilogue up`")
     try:
-        raw = read_json(path)
+        raw = read_json(path, FORMAT)
     except DirectoryUnusable:
         raise damaged from None
     if raw is None:
         return None
-    version = raw.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise NewerFormat(f"{path} has format {version}, this trilogue reads {FORMAT}: upgrade trilogue")
     try:
         return RunFile(
             cluster=str(raw["cluster"]),
@@ -132,7 +129,7 @@ def find_run_file(data: Path | None) -> RunFile | None:
 def remove_run_files(run: RunFile) -> None:
     """Remove what points at this system, and nothing that points at another one."""
     for path in (data_run_file(Path(run.data)), user_run_file()):
-        with contextlib.suppress(DirectoryUnusable):  # what is damaged points nowhere
-            other = read_json(path)
+        with contextlib.suppress(DirectoryUnusable, NewerFormat):  # it does not point at this system
+            other = read_json(path, FORMAT)
             if other is not None and other.get("cluster") == run.cluster:
                 remove(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trilogue.actors.protocol.errors import LaunchError, SettingsDiffer
+from trilogue.actors.protocol.errors import LaunchError, NewerFormat, SettingsDiffer
 from trilogue.cluster.on_ray.placement import (
     Node,
     Places,
@@ -139,6 +139,14 @@ def test_places_and_ports_are_remembered(tmp_path: Path) -> None:
     places = plan(RECORD, tmp_path, [HERE], HERE, None, None)
     write_places(tmp_path, places, {"store-1": 20001})
     assert read_places(tmp_path) == (places, {"store-1": 20001})
+
+
+def test_places_of_a_newer_version_are_not_guessed_at(tmp_path: Path) -> None:
+    write_places(tmp_path, Places(False, {"store-1": "a"}, {"store-1": "/d"}), {})
+    path = tmp_path / "places.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(NewerFormat, match="upgrade trilogue"):
+        read_places(tmp_path)
 
 
 def test_damaged_memory_of_places_is_an_error_not_a_new_plan(tmp_path: Path) -> None:

@@ -405,10 +405,8 @@ def _measure(
 
 
 def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) -> None:
-    from rich.console import Console
-
     from trilogue.bench.report import table as report
-    from trilogue.cluster.commands.status import WIDTH_WITHOUT_TERMINAL
+    from trilogue.cluster.commands.paper import Paper
 
     result = outcome.result
     # The files first: whoever reads our output may have gone away.
@@ -416,9 +414,7 @@ def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) 
         report.write_json(result, json)
     if plot is not None:
         draw(outcome, plot)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_WITHOUT_TERMINAL)
+    console = Paper(highlight=True)
     report.show(result, console, outcome.examples)
     for file in (json, plot):
         if file is not None:

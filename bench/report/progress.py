@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+
+from trilogue.cluster.commands.paper import Paper
 
 
 class Progress:
     """One line with the present phase; a context manager, so that the line goes when the work ends."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
+        console = Paper(stderr=True)
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -274,7 +273,7 @@ def run(arguments: list[str]) -> int:
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has seen enough; what Python still holds for it must not be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_output()
         return FINE
     except OSError as error:
         return _say(f"{error.filename or ''} {error.strerror or error}".strip(), NO)
@@ -320,6 +319,16 @@ def _say_usage(error: Exception) -> int:
 
 
 def _print_json(value: dict[str, Any]) -> None:
+    """The exit code follows, whether anybody reads this to its end or not."""
     import json
 
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    try:
+        typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    except BrokenPipeError:
+        _silence_output()
+
+
+def _silence_output() -> None:
+    from trilogue.cluster.commands.paper import silence
+
+    silence(sys.stdout)

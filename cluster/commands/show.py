@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-
 from trilogue.actors.protocol.errors import counted
+from trilogue.cluster.commands.paper import Paper
 
 if TYPE_CHECKING:
     from trilogue.cluster.commands.rescue import Facts
@@ -32,7 +31,7 @@ class Bars(Protocol):
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """Says what is being done now."""
-    console = Console(stderr=True, highlight=False)
+    console = Paper(stderr=True)
     if not console.is_terminal:
         said: list[str] = []
 
@@ -50,12 +49,12 @@ def progress() -> Iterator[Callable[[str], None]]:
 @contextmanager
 def lines() -> Iterator[Callable[[str], None]]:
     """Says what is being done now, a line each: for a work that asks questions in between."""
-    console = Console(stderr=True, highlight=False)
+    console = Paper(stderr=True)
     yield lambda what: console.print(what, markup=False, soft_wrap=True)
 
 
 class _RichBars:
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Paper) -> None:
         from rich.progress import Progress
 
         self.progress = Progress(console=console, transient=True, disable=not console.is_terminal)
@@ -70,7 +69,7 @@ class _RichBars:
 @contextmanager
 def bars() -> Iterator[Bars]:
     """Progress bars on a terminal; nothing elsewhere."""
-    shown = _RichBars(Console(stderr=True))
+    shown = _RichBars(Paper(stderr=True))
     with shown.progress:
         yield shown
 
@@ -78,7 +77,7 @@ def bars() -> Iterator[Bars]:
 def started(outcome: Outcome) -> None:
     """What runs, where, and what to do next."""
     run = outcome.run
-    console = Console(highlight=False)
+    console = Paper()
     what = "runs already" if outcome.was_running else "is up"
     stores = [name for name in run.actors if name.startswith("store-")]
     sessions = [name for name in run.actors if name.startswith("session-")]
@@ -105,7 +104,7 @@ def started(outcome: Outcome) -> None:
 
 def verified(report: dict[str, Any]) -> None:
     """The verdict, and the first problems."""
-    console = Console(highlight=False)
+    console = Paper()
     counts = report["counts"]
     console.print(
         f"{counted(counts['messages'], 'message')} in {counted(counts['sessions'], 'session')}, "
@@ -136,7 +135,7 @@ def rescue_asked(facts: Facts) -> None:
     """What a rescue would do, and what may be lost by it."""
     from trilogue.cluster.commands.rescue import may_lose
 
-    console = Console(stderr=True, highlight=False)
+    console = Paper(stderr=True)
     keepers, votes = ", ".join(facts.charter.acceptors), ", ".join(facts.votes) or "none"
     lost = ", ".join(facts.lost) or "none"
     for line in (
@@ -163,7 +162,7 @@ def rescue_asked(facts: Facts) -> None:
 
 def rescued(report: dict[str, Any]) -> None:
     """What a rescue has done, and what is to be done now."""
-    console = Console(highlight=False)
+    console = Paper()
     console.print(
         f"rescued: the register is kept by {', '.join(report['keepers'])} (charter {report['charter']})", soft_wrap=True
     )

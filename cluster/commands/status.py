@@ -22,7 +22,6 @@ from trilogue.cluster.settings.runfile import RunFile
 
 FORMAT = 1
 HOPS = 3
-WIDTH_WITHOUT_TERMINAL = 200
 
 
 async def gather(known: Known) -> dict[str, Any]:
@@ -171,12 +170,11 @@ def _protection(data: str | None, stores: dict[str, dict[str, Any]], copies: int
 
 def render(status: dict[str, Any]) -> None:
     """Show it to a person."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH_WITHOUT_TERMINAL
+    from trilogue.cluster.commands.paper import Paper
+
+    console = Paper()
     for label, value in (
         ("cluster", status["cluster"]),
         ("data", status["data"]),

@@ -14,6 +14,7 @@ import pytest
 
 from trilogue.actors.protocol.messages import Message
 from trilogue.cluster.commands import cli, talk
+from trilogue.cluster.commands.paper import Paper
 
 
 def message(body: bytes) -> Message:
@@ -130,3 +131,29 @@ def _greet_and_hang_up(server: socket.socket) -> None:
     with connection:
         connection.sendall(b"220 mail.example.org ready\r\n")
         connection.recv(1024)
+
+
+def test_a_reader_that_has_seen_enough_changes_neither_the_work_nor_its_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `trilogue bench … | head -1`: what was lost is still told by the exit code."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        paper = Paper()
+        paper.print("the first line")
+        paper.print("the second line")
+        nobody.write("and what Python holds")
+        nobody.flush()
+
+
+def test_json_that_nobody_reads_does_not_hide_that_the_system_is_unwell(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unwell(_: object) -> dict[str, object]:
+        return {"missing": ["store-1"], "partitions": [], "stores": []}
+
+    monkeypatch.setattr("trilogue.cluster.commands.find.locate", lambda *_: None)
+    monkeypatch.setattr("trilogue.cluster.commands.status.gather", unwell)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert cli.run(["status", "--json"]) == 1

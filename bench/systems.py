@@ -1,8 +1,9 @@
 """The system that is measured: one of its own on a disk, on one node or on simulated ones, or one that runs already.
 
 Owns the starting and the ending of measured systems, and their directories. It must not know what is measured. Invariants: a
-directory that was made here is removed, and nothing else is; the system and its Ray have ended when the block is left; a
-Ray of several simulated nodes listens on loopback and wants a token, like any other one that trilogue starts.
+directory that a benchmark made is removed, also when that was killed, and nothing else is; the system and its Ray have ended
+when the block is left; a Ray of several simulated nodes listens on loopback and wants a token, like any other one that
+trilogue starts.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from typing import Any
 
 import psutil
 
-from trilogue.actors.protocol.errors import DirectoryUnusable, UsageError
+from trilogue.actors.journal.identity import try_lock
+from trilogue.actors.protocol.errors import DataError, DirectoryUnusable, TrilogueError, UsageError
 from trilogue.actors.protocol.ids import PARTITIONS_MAX
 from trilogue.bench.nodes import simulated_nodes
 from trilogue.bench.report.machine import refuse_memory
 from trilogue.bench.report.progress import Progress
+from trilogue.cluster.on_ray.remains import clean
+from trilogue.cluster.settings.runfile import data_run_file, read_run_file
 
 NODES_MAX = 16
 COPIES = 3
@@ -115,7 +119,8 @@ def system(where: Where, progress: Progress) -> Iterator[System]:
 
 @contextlib.contextmanager
 def scratch_directory(where: Where) -> Iterator[Path]:
-    """A new directory on a disk, beside the default data directory or under `where.data`; it is removed afterwards.
+    """A new directory on a disk, beside the default data directory or under `where.data`; it is removed afterwards, or, when
+    this process is killed, by the next benchmark there.
 
     Raises `DirectoryUnusable` when it cannot be made there, or on tmpfs.
     """
@@ -128,14 +133,33 @@ def scratch_directory(where: Where) -> Iterator[Path]:
         directory.mkdir(parents=True, mode=0o700)
     except OSError as error:
         raise DirectoryUnusable(f"{directory} cannot be made: {error.strerror}; give --data another directory") from None
+    lock = try_lock(directory, allow_tmpfs=True)
     try:
         refuse_memory(directory)
+        remove_remains(base)
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        lock.release()
         for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def remove_remains(base: Path) -> None:
+    """Remove the directories of benchmarks that were killed, and what is left of their systems. A living one's is locked."""
+    for directory in base.glob("bench-*"):
+        if not (directory / "lock").exists():
+            continue  # it is being made, or is somebody else's
+        try:
+            lock = try_lock(directory, allow_tmpfs=True)
+        except DataError:
+            continue
+        with contextlib.suppress(TrilogueError):
+            if (known := read_run_file(data_run_file(directory / "data"))) is not None:
+                clean(known)
+        shutil.rmtree(directory, ignore_errors=True)
+        lock.release()
 
 
 def _running(address: str, scratch: Path) -> System:

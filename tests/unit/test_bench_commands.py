@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from trilogue.actors.journal.identity import try_lock
 from trilogue.actors.protocol.errors import DirectoryUnusable, UsageError
 from trilogue.bench import systems
 from trilogue.bench.cli import app
 from trilogue.bench.report import machine, plots
+from trilogue.cluster.settings.runfile import PROGRAM, RayRun, RunFile
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +109,21 @@ def test_a_directory_for_a_run_is_removed_with_all_that_was_made_for_it(
         (directory / "data").mkdir()
         assert directory.parent == tmp_path / "deep" / "down"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_benchmark_left_is_removed_by_the_next_one_and_a_living_ones_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "file_system_of", lambda _: "ext4")
+    dead, living, foreign = (tmp_path / f"bench-{name}" for name in ("dead", "living", "foreign"))
+    temp_dir = tmp_path / "trilogue-12345678"
+    for directory in (dead / "data", living, foreign, temp_dir):
+        directory.mkdir(parents=True)
+    (dead / "lock").write_text("1\n")
+    ray = RayRun("127.0.0.1:1", str(temp_dir), pids={PROGRAM: 1})
+    RunFile("c", str(dead / "data"), "", "launch", ray, "").write(dead / "data" / "run.json")
+    lock = try_lock(living, allow_tmpfs=True)
+    with systems.scratch_directory(systems.Where(address=None, data=tmp_path, partitions=1)) as directory:
+        assert sorted(tmp_path.iterdir()) == sorted([living, foreign, directory])
+    lock.release()

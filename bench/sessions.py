@@ -54,7 +54,7 @@ def measure_sessions(
         empty = uss_mib(pids)
         run = measure("sessions", load, system, progress)
         idle_after_s = _idle(pids, progress)
-        full = uss_mib(pids)
+        full = uss_mib(_pids(system))  # by name: an actor may have been replaced
         system, full_s = _restart(place, system, load, progress, f"{sessions:,} sessions")
         pids = _pids(system)
         _idle(pids, progress)

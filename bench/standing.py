@@ -136,7 +136,12 @@ def until_idle(pids: Mapping[str, int], quiet_s: float, timeout_s: float, tell: 
 
 
 def _cpu_s(pids: Mapping[str, int]) -> float:
-    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids.values())
+    """Of those that still run: another actor may have taken one's place."""
+    used = 0.0
+    for pid in pids.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used += sum(psutil.Process(pid).cpu_times()[:2])
+    return used
 
 
 def _until_done(command: str, process: subprocess.Popen[str]) -> None:

@@ -137,12 +137,13 @@ class Sequencer:
         for session, sender_id, first_n, sent_at_us, bodies in runs:
             count = len(bodies)
             state = hot.get(session)
-            if state is None or sender_id not in state.last_n or session in awaited:
+            last_n = state.last_n.get(sender_id) if state is not None else None
+            if state is None or last_n is None or (awaited and session in awaited):
                 item = [session, sender_id, first_n, sent_at_us, bodies]
                 state = self._unknown(source, item, count, refusals)
                 if state is None:
                     continue
-            last_n = state.last_n[sender_id]
+                last_n = 0
             if first_n <= last_n:
                 known = min(count, last_n - first_n + 1)
                 effects += self._retry(Retry(source, session, sender_id, first_n, bodies[:known]))

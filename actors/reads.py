@@ -7,7 +7,7 @@ told (`Wanted`), whether the session was in memory or not. Rules:
 2. A subscription begins in the turn in which its sessions' last seqs are known, right after its answer: no run slips between.
    It takes credit from the moment on at which it is asked for: a client gives more before it has the answer.
 3. At most `loads_at_once_max` requests wait for cold sessions at any time, each for at most `subscribe_sessions_max`; others
-   queue behind them.
+   queue behind them, but for those whose sessions are in memory.
 """
 
 from __future__ import annotations
@@ -33,9 +33,16 @@ class Reads:
     """The readers' half of a SessionActor. `want` passes a wish on to the sequencer; its waiter is called with the heads."""
 
     def __init__(
-        self, limits: Limits, readers: Readers, owns: Callable[[str], bool], want: Callable[[Wanted], None], page: Page
+        self,
+        limits: Limits,
+        readers: Readers,
+        owns: Callable[[str], bool],
+        is_hot: Callable[[str], bool],
+        want: Callable[[Wanted], None],
+        page: Page,
     ) -> None:
-        self._limits, self._readers, self._owns, self._want, self._page = limits, readers, owns, want, page
+        self._limits, self._readers, self._want, self._page = limits, readers, want, page
+        self._owns, self._is_hot = owns, is_hot
         self._loading = asyncio.Semaphore(limits.loads_at_once_max)
         self._beginning: set[tuple[Connection, int, int]] = set()  # subscriptions whose sessions are being looked up
 
@@ -74,22 +81,27 @@ class Reads:
     async def load(self, sessions: list[str], then: Callable[[list[int]], T]) -> T:
         """`then` with the last readable seq of each session, in the very turn in which the last one is known, and what it
         returns or raises. Raises `Unavailable` when no store answers."""
+        if all(map(self._is_hot, sessions)):
+            return await self._wish(sessions, then)
         async with self._loading:
-            done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            return await self._wish(sessions, then)
 
-            def loaded(heads: list[int] | None) -> None:
-                if done.done():
-                    return
-                if heads is None:
-                    done.set_exception(Unavailable("no store could be asked how far a session is: ask again"))
-                    return
-                try:
-                    done.set_result(then(heads))
-                except UsageError as error:
-                    done.set_exception(error)
+    def _wish(self, sessions: list[str], then: Callable[[list[int]], T]) -> asyncio.Future[T]:
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
-            self._want(Wanted(loaded, sessions))
-            return await done
+        def loaded(heads: list[int] | None) -> None:
+            if done.done():
+                return
+            if heads is None:
+                done.set_exception(Unavailable("no store could be asked how far a session is: ask again"))
+                return
+            try:
+                done.set_result(then(heads))
+            except UsageError as error:
+                done.set_exception(error)
+
+        self._want(Wanted(loaded, sessions))
+        return done
 
     # ------------------------------------------------------------------ answers
 

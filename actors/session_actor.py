@@ -60,8 +60,9 @@ class SessionActor:
         self._sequencer = Sequencer(0, config.partitions, config.limits)  # of no use before a partition is taken
         self._readers = Readers(config.limits, lambda sessions, then: self._reads.load(sessions, then), self._page)
         self._reads = Reads(
-            config.limits, self._readers, lambda session: self._sequencer.owns(session), self._handle, self._page
-        )
+            config.limits, self._readers, lambda session: self._sequencer.owns(session),
+            lambda session: self._sequencer.is_hot(session), self._handle, self._page,
+        )  # fmt: skip
         self._info = {"role": "session", "name": config.name, "cluster": config.cluster_id, "pid": os.getpid()}
         self._server = Server(
             config.token, self._info, guarded(self._on_message), guarded(self._on_opened), guarded(self._on_closed),

@@ -116,6 +116,10 @@ class Sequencer:
             case LookedUp():
                 return self._on_looked_up(event)
 
+    def is_hot(self, session: str) -> bool:
+        """Whether the session's counters are in memory."""
+        return session in self._states.hot
+
     def owns(self, session: str) -> bool:
         """Whether the session belongs to this partition."""
         return session in self._states.hot or partition_of(session, self._partitions) == self._partition

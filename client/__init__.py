@@ -39,11 +39,12 @@ from trilogue.actors.protocol.errors import (
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.client import Client
+from trilogue.client.connecting.presence import ClientState
 from trilogue.client.reading.subscription import Subscription
 from trilogue.client.sync import SyncClient, SyncSubscription
 
 __all__ = [
-    "Client", "SyncClient", "Ack", "Message", "Subscription", "SyncSubscription", "Limits", "DEFAULT_LIMITS",
+    "Client", "SyncClient", "Ack", "Message", "Subscription", "SyncSubscription", "ClientState", "Limits", "DEFAULT_LIMITS",
     "TrilogueError",
     "UsageError", "InvalidSession", "InvalidSender", "InvalidRange", "MessageTooLarge", "InvalidSettings",
     "ConflictingRetry", "OutboxInUse", "OutboxUnusable", "ClientClosed", "Unsent",

@@ -25,7 +25,9 @@ from trilogue.actors.protocol.errors import (
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.connecting.connections import Connections
+from trilogue.client.connecting.dialing import Dialer
 from trilogue.client.connecting.discovery import find
+from trilogue.client.connecting.presence import ClientState, Presence
 from trilogue.client.connecting.routes import Routes
 from trilogue.client.outbox.shell import FileShell, MemoryShell
 from trilogue.client.reading.following import Following, Sessions
@@ -67,6 +69,7 @@ class Client:
         self._close_timeout_s, self._connect_timeout_s = close_timeout_s, connect_timeout_s
         self._shell: MemoryShell | FileShell = MemoryShell(limits, self._desk.wake)
         self._outbox = self._shell.outbox
+        self._presence = Presence(lambda: self._outbox.messages, NOT_OPEN)
         self._connections: Connections | None = None
         self._following: Following | None = None
 
@@ -125,6 +128,24 @@ class Client:
     def conflicts(self) -> list[str]:
         """What became of messages of a former process that were refused for good: one line each, the newest 1000."""
         return list(self._outbox.conflicts)
+
+    @property
+    def state(self) -> ClientState:
+        """How this client stands with the system: `standing` ("online", "connecting" or "offline"), `since_s` (Unix time, for
+        show), `waiting` (messages without an outcome) and `trouble` (one line).
+
+        Online: nothing is known to be wrong with the partitions that it uses. Connecting: something is, for less than two
+        seconds, or somebody of the system is reached. Offline: nobody is. A connection that died without a word is noticed
+        within 6 s when something is outstanding on it, and within 14 s when it is idle.
+        """
+        return self._presence.state
+
+    def states(self) -> AsyncGenerator[ClientState, None]:
+        """``async for state in client.states(): …``: the state now, and again whenever its standing or trouble changes.
+
+        Who is slow sees the newest state, not each one. A change of `waiting` alone is none. It ends with the client.
+        """
+        return self._presence.watch()
 
     @property
     def trouble(self) -> str:
@@ -220,8 +241,9 @@ class Client:
             self._shell, self._outbox = shell, shell.outbox
         desk.use(self._outbox)
         found = await find(self._address, self._token)
-        routes = Routes(found, lambda: find(self._address, self._token), self._limits)
-        self._connections = Connections(routes, self._outbox, self._limits, random.random, desk.on_settled)
+        self._presence.begin()
+        routes = Routes(found, lambda: find(self._address, self._token), Dialer(self._limits, random.random))
+        self._connections = Connections(routes, self._outbox, self._limits, random.random, desk.on_settled, self._presence)
         desk.route, desk.pump = self._connections.route, self._connections.pump
         self._reading = Reading(self._connections, self._limits)
         keeper = self._shell if isinstance(self._shell, FileShell) else None
@@ -254,6 +276,7 @@ class Client:
             self._following.close(ClientClosed(CLOSED))
         if self._connections is not None:
             await self._connections.close()
+        self._presence.end(CLOSED)
         try:
             await self._shell.close()
         finally:

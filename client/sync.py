@@ -20,6 +20,7 @@ from trilogue.actors.protocol.errors import ClientClosed, TrilogueError, UsageEr
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.client import Client
+from trilogue.client.connecting.presence import ClientState
 from trilogue.client.reading.following import SYNC_BATCH_MESSAGES, Sessions, some
 from trilogue.client.reading.subscription import Subscription
 
@@ -109,6 +110,21 @@ class SyncClient:
     def conflicts(self) -> list[str]:
         """As `Client.conflicts`."""
         return self._client.conflicts
+
+    @property
+    def state(self) -> ClientState:
+        """As `Client.state`."""
+        return self._client.state._replace(waiting=self.waiting)
+
+    def states(self) -> Iterator[ClientState]:
+        """As `Client.states`, for ``for state in …``: it waits for the next change."""
+        states = self._client.states()
+
+        async def following() -> ClientState | None:
+            return await anext(states, None)
+
+        while (state := self._call(following)) is not None:
+            yield state
 
     @property
     def trouble(self) -> str:

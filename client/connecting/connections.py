@@ -20,6 +20,7 @@ from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.wire import Refused
 from trilogue.client.connecting.backoff import reconnect_after_s
 from trilogue.client.connecting.link import Link
+from trilogue.client.connecting.presence import Presence
 from trilogue.client.connecting.routes import Routes
 from trilogue.client.outbox.outbox import Outbox
 from trilogue.client.reading.heads import Heads
@@ -35,7 +36,13 @@ class Connections:
     """The links of one client."""
 
     def __init__(
-        self, routes: Routes, outbox: Outbox, limits: Limits, jitter: Callable[[], float], on_settled: Callable[[], None]
+        self,
+        routes: Routes,
+        outbox: Outbox,
+        limits: Limits,
+        jitter: Callable[[], float],
+        on_settled: Callable[[], None],
+        presence: Presence,
     ) -> None:
         self.routes = routes
         self.heads = Heads()
@@ -44,6 +51,7 @@ class Connections:
         self._limits = limits
         self._jitter = jitter
         self._on_settled = on_settled
+        self._presence = presence
         self._loop = asyncio.get_running_loop()
         self._unrouted: list[Lane] = []
         self._learning: asyncio.Task[None] | None = None
@@ -122,6 +130,13 @@ class Connections:
             return f"the system was not reached yet: {self._trouble}"
         return "; ".join(link.why() for link in self.links.values() if link.trouble)
 
+    def note(self) -> None:
+        """Something has changed: how does the client stand with the system now? A link that is only being made is no news."""
+        links = [link for link in self.links.values() if link.tried]
+        known = self.routes.partitions is not None
+        trouble = "; ".join(link.why() for link in links if link.trouble) if known else self.trouble
+        self._presence.update(trouble, any(link.connection is not None for link in links))
+
     async def close(self) -> None:
         """End all connections."""
         if self._learning is not None:
@@ -135,7 +150,7 @@ class Connections:
         if link is None:
             flow = Flow(partition, self._limits)
             answers = Answers(flow, self._outbox, self.heads)
-            link = self.links[partition] = Link(answers, self.routes, self._limits, self._jitter, self._on_settled)
+            link = self.links[partition] = Link(answers, self.routes, self._jitter, self._on_settled, self.note)
         return link
 
     async def _learn(self) -> None:
@@ -146,11 +161,13 @@ class Connections:
                 await self.routes.refresh()
             except TrilogueError as error:
                 self._trouble = str(error)
+                self.note()
                 await asyncio.sleep(reconnect_after_s(attempt, self._jitter()))
         self._routed()
 
     def _routed(self) -> None:
         self._known.set()
+        self.note()
         unrouted, self._unrouted = self._unrouted, []
         for lane in unrouted:
             self.route(lane)

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 from trilogue.actors.protocol.errors import NotAuthorized, ProtocolError, TrilogueError, Unavailable
 from trilogue.actors.protocol.ids import PARTITIONS_MAX
-from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.actors.wire import Connection, Refused, connect
+from trilogue.actors.wire import Connection, Refused
+from trilogue.client.connecting.dialing import Dialer
 from trilogue.client.connecting.discovery import Found
 
 ADDRESSES_MAX = 4096
@@ -45,7 +45,7 @@ class Route(NamedTuple):
 class Routes:
     """The client's map of the system. `find` is asked again when nobody answers at the addresses that are known."""
 
-    def __init__(self, found: Found, find: Callable[[], Awaitable[Found]], limits: Limits) -> None:
+    def __init__(self, found: Found, find: Callable[[], Awaitable[Found]], dialer: Dialer) -> None:
         self.token = found.token
         self.addresses: dict[str, None] = dict.fromkeys(found.addresses)  # in the order in which they are asked
         self.cluster: str | None = None
@@ -53,7 +53,7 @@ class Routes:
         self.writers: dict[int, Route] = {}
         self.source = found.source
         self._find = find
-        self._limits = limits
+        self.dialer = dialer
         self._loop = asyncio.get_running_loop()
         self._looking: asyncio.Task[None] | None = None
         self._look_up_at = 0.0
@@ -159,9 +159,7 @@ class Routes:
     async def _ask(self, address: str) -> None:
         connection = self._kept.get(address)
         if connection is None:
-            connection = await connect(
-                address, self.token, on_message=self._on_message, on_closed=self._on_closed, limits=self._limits
-            )
+            connection = await self.dialer.connect(address, self.token, on_message=self._on_message, on_closed=self._on_closed)
             self._kept[address] = connection
         try:
             self._learn(address, await connection.request(Say.WHERE, timeout_ms=WHERE_TIMEOUT_MS))
@@ -186,6 +184,7 @@ class Routes:
         if self.cluster not in (None, cluster) or self.partitions not in (None, partitions):
             raise ProtocolError(f"{address} is another system than the one that this client sends to: open a new Client for it")
         self.cluster, self.partitions = cluster, partitions
+        self.dialer.answered()
         others = [a for a in answer.get("addresses") or () if isinstance(a, str)]
         for partition, writer in writers.items():
             match writer:

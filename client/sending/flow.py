@@ -33,6 +33,7 @@ class Flow:
         self.waiting: deque[Lane] = deque()
         self.in_flight_messages = 0
         self.in_flight_bytes = 0
+        self.jitter = 0.0  # of its ladder
         self.send_alone: Callable[[Lane], bool] = _cannot  # the link's
         self._limits = limits
         self._watched: list[Lane] = []
@@ -207,7 +208,7 @@ class Flow:
                 lane.watched = False
                 continue
             still.append(lane)
-            due = lane.tried_at + retry_after_s(lane.tries)
+            due = lane.tried_at + retry_after_s(lane.tries, self.jitter)
             if due <= now:
                 lane.tries += 1
                 lane.tried_at = now
@@ -215,7 +216,7 @@ class Flow:
                 lane.back_to = 0
                 self.go_back(lane, lane.first_n)
                 self.ready_first(lane)
-                due = now + retry_after_s(lane.tries)
+                due = now + retry_after_s(lane.tries, self.jitter)
             if next_due is None or due < next_due:
                 next_due = due
         self._watched = still

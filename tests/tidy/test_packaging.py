@@ -19,7 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("actors", "client", "cluster", "bench")
 DOCUMENTS = [path for path in (*ROOT.glob("*.md"), ROOT / "tests" / "README.md") if path.exists()]
 
-CLIENT_NAMES = {"Client", "SyncClient", "Subscription", "SyncSubscription", "Ack", "Message", "Limits", "DEFAULT_LIMITS"}
+CLIENT_NAMES = {
+    "Client",
+    "SyncClient",
+    "Subscription",
+    "SyncSubscription",
+    "ClientState",
+    "Ack",
+    "Message",
+    "Limits",
+    "DEFAULT_LIMITS",
+}
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from trilogue.client import (
     Unsent,
     UsageError,
 )
-from trilogue.client.connecting import link
+from trilogue.client.connecting import keepalive, pulse
 
 SMALL = Limits(outbox_messages_max=4, in_flight_messages_max=2)
 
@@ -196,8 +196,10 @@ async def test_nothing_is_submitted_before_open_and_the_reason_is_told() -> None
 
 @in_loop
 async def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"TICK_S": 0.01, "TICK_MIN_S": 0.01, "PING_AFTER_S": 0.02, "DEAD_AFTER_S": 0.1}.items():
-        monkeypatch.setattr(link, name, seconds)
+    monkeypatch.setattr(pulse, "TICK_S", 0.01)
+    monkeypatch.setattr(pulse, "TICK_MIN_S", 0.01)
+    monkeypatch.setattr(keepalive, "PING_AFTER_S", 0.02)
+    monkeypatch.setattr(keepalive, "ANSWER_S", 0.08)
     async with system() as (client, actor):
         actor.silent = True
         future = client.post("room", b"1")

@@ -12,7 +12,7 @@ from fake_session_actor import TOKEN, Cluster, FakeSessionActor, in_loop, until
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.wire import pack
 from trilogue.client import Client
-from trilogue.client.connecting import link
+from trilogue.client.connecting import keepalive, link, pulse
 from trilogue.client.connecting.backoff import OLD_ROUTE_AFTER_S
 
 
@@ -175,8 +175,8 @@ async def test_who_has_another_partition_is_left_at_once(greeting: list[object])
 
 @in_loop
 async def test_an_owner_that_waits_is_left_when_another_one_is_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "PING_AFTER_S", 0.05)
-    monkeypatch.setattr(link, "LOOK_AFTER_S", 0.02)
+    monkeypatch.setattr(keepalive, "PING_AFTER_S", 0.05)
+    monkeypatch.setattr(pulse, "LOOK_AFTER_S", 0.02)
     async with owner_and_spare() as (client, owner, spare):
         owner.waiting_text = "store-1, store-2 (unreachable)"
         assert owner.submitter is not None
@@ -193,8 +193,8 @@ async def test_an_owner_that_waits_is_left_when_another_one_is_in_force(monkeypa
 
 @in_loop
 async def test_a_reader_of_a_quiet_session_asks_nobody_where_the_partition_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "PING_AFTER_S", 0.02)
-    monkeypatch.setattr(link, "LOOK_AFTER_S", 0.02)
+    monkeypatch.setattr(keepalive, "PING_AFTER_S", 0.02)
+    monkeypatch.setattr(pulse, "LOOK_AFTER_S", 0.02)
     async with owner_and_spare() as (client, owner, spare), client.subscribe("room") as messages:
         assert (await anext(aiter(messages))).body == b"0"
         before = looked(owner) + looked(spare)

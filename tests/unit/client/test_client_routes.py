@@ -13,6 +13,7 @@ from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.client import NotAuthorized, ProtocolError, Unavailable
 from trilogue.client.connecting import routes as routes_module
+from trilogue.client.connecting.dialing import Dialer
 from trilogue.client.connecting.discovery import Found
 from trilogue.client.connecting.routes import ASKED_FIRST, Routes
 
@@ -27,7 +28,7 @@ Find = Callable[[], Awaitable[Found]]
 @asynccontextmanager
 async def routes_to(*addresses: str, find: Find = nowhere, token: str = TOKEN) -> AsyncIterator[Routes]:
     """What a client knows that was given these addresses."""
-    routes = Routes(Found(list(addresses), token, "a test"), find, DEFAULT_LIMITS)
+    routes = Routes(Found(list(addresses), token, "a test"), find, Dialer(DEFAULT_LIMITS, lambda: 0.5))
     try:
         yield routes
     finally:
@@ -87,6 +88,7 @@ async def test_a_later_answer_counts_too_and_wakes_who_waits_for_it() -> None:
     cluster, old = Cluster(), Cluster()
     old.writers[0] = (1, "10.0.0.1:1")
     async with actors(old, cluster) as [behind, late], routes_to(behind.server.address, late.server.address) as routes:
+        behind.is_spare = late.is_spare = True  # they say nothing by themselves
         late.silent = True
         await routes.refresh()
         known = routes.writers[0]

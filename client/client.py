@@ -33,8 +33,10 @@ from trilogue.client.outbox.shell import FileShell, MemoryShell
 from trilogue.client.reading.following import Following, Sessions
 from trilogue.client.reading.pages import Reading
 from trilogue.client.reading.subscription import Subscription
+from trilogue.client.sending.deadlines import Deadlines
 from trilogue.client.sending.desk import CLOSED, NOT_OPEN, Desk
 from trilogue.client.sending.flushing import Flush, Mark
+from trilogue.client.sending.giving_up import check_deadline
 
 REACH_AGAIN_AFTER_S = 0.1
 
@@ -72,33 +74,60 @@ class Client:
         self._presence = Presence(lambda: self._outbox.messages, NOT_OPEN)
         self._connections: Connections | None = None
         self._following: Following | None = None
+        self._deadlines: Deadlines | None = None
 
     # ------------------------------------------------------------------ sending
 
-    def post(self, session: str, body: bytes, *, sender: str | None = None) -> asyncio.Future[Ack]:
+    def post(
+        self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None
+    ) -> asyncio.Future[Ack]:
         """Hand `body` over for `session`, at once; the future is the Ack.
 
         The message has its number when this returns: one sender's messages in one session are stored in the order of the
         calls (G4), each once (G5). Cancelling the future only stops the waiting. `body` is bytes; a bytearray or memoryview
-        is copied. The future fails with `ConflictingRetry` or `ProofOfLoss` if the system finds such a thing, with
-        `ClientClosed` or `Unsent` when the client ends first; it never times out.
+        is copied. The future fails with `ConflictingRetry` or `ProofOfLoss` if the system finds such a thing, and with
+        `ClientClosed` or `Unsent` when the client ends first.
 
-        Raises `InvalidSession`, `InvalidSender`, `MessageTooLarge`, `TypeError` (a str: call ``.encode()``) and `Overloaded`
-        (the outbox is full: await `drain`); then nothing was handed over.
+        Without `deadline_s` it never times out. With it, a message that has no answer after so many seconds is given up: it
+        is never sent again, by no process. Was it never sent, the future fails with `GivenUp` at once: it is not stored. Was
+        it on its way, that is settled first, for at most a second more: the future is the Ack if it had been stored after
+        all; it fails with `GivenUp`, whose `may_be_stored` is false if it is certain that it is not stored, and true if
+        nobody answered (0 or 1 copies). Later messages of the sender follow in any case. The deadline is this process's: what
+        a crash leaves in the outbox's file is sent by the next one, unless it had been given up.
+
+        Raises `InvalidSession`, `InvalidSender`, `InvalidRange`, `MessageTooLarge`, `TypeError` (a str: call ``.encode()``)
+        and `Overloaded` (the outbox is full: await `drain`); then nothing was handed over.
         """
         if not self._desk.is_open:
             self._desk.check_open()
+        if deadline_s is not None:
+            check_deadline(deadline_s)
         future: asyncio.Future[Ack] = self._loop.create_future()
-        self._desk.hand_over(session, body, sender, future)
+        lane = self._desk.hand_over(session, body, sender, future)
+        if deadline_s is not None and self._deadlines is not None:
+            self._deadlines.watch(lane, future, deadline_s)
         return future
 
-    async def send(self, session: str, body: bytes, *, sender: str | None = None) -> Ack:
+    async def send(self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None) -> Ack:
         """As `post`, and wait for the Ack. Cancelling this only stops the waiting: the message is sent all the same."""
         if not self._desk.is_open:
             self._desk.check_open()
+        if deadline_s is not None:
+            check_deadline(deadline_s)
         future: asyncio.Future[Ack] = self._loop.create_future()
-        self._desk.hand_over(session, body, sender, future, True)
+        lane = self._desk.hand_over(session, body, sender, future, True)
+        if deadline_s is not None and self._deadlines is not None:
+            self._deadlines.watch(lane, future, deadline_s)
         return await future
+
+    def cancel(self, future: asyncio.Future[Ack]) -> bool:
+        """Give up the message that `post` gave this future for, if it was never sent.
+
+        True: it is not stored and never will be, and the future fails with `GivenUp`, as soon as the outbox's file says so,
+        too. False: it was sent, or has its outcome, and nothing is changed (``future.cancel()`` would only stop the waiting).
+        """
+        self._desk.check_open()
+        return self._deadlines is not None and self._deadlines.cancel(future)
 
     async def drain(self) -> None:
         """Wait until there is room for a message of any size; after having been full, until the outbox is half empty."""
@@ -121,7 +150,8 @@ class Client:
 
     @property
     def waiting(self) -> int:
-        """How many messages were handed over and not acked yet, those of a former process included."""
+        """How many messages were handed over and have no outcome yet, those of a former process included. One that was given up
+        counts until its number is a skip in the log."""
         return self._outbox.messages
 
     @property
@@ -240,6 +270,7 @@ class Client:
             await shell.open(self._path)
             self._shell, self._outbox = shell, shell.outbox
         desk.use(self._outbox)
+        self._deadlines = Deadlines(self._outbox, desk.wake)
         found = await find(self._address, self._token)
         self._presence.begin()
         routes = Routes(found, lambda: find(self._address, self._token), Dialer(self._limits, random.random))
@@ -272,6 +303,8 @@ class Client:
 
     async def _end(self) -> int:
         """End everything that runs; return how many messages had no outcome."""
+        if self._deadlines is not None:
+            self._deadlines.close()
         if self._following is not None:
             self._following.close(ClientClosed(CLOSED))
         if self._connections is not None:
@@ -280,7 +313,7 @@ class Client:
         try:
             await self._shell.close()
         finally:
-            left = self._outbox.messages
+            left = self._outbox.messages - self._outbox.given_up
             for waiter in self._outbox.fail_rest():
                 if isinstance(waiter, asyncio.Future | Mark):
                     waiter.exception()  # `close` raises it, or the file holds the message: nobody needs to be reminded

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from trilogue.client.client import Client
 from trilogue.client.connecting.presence import ClientState
 from trilogue.client.reading.following import SYNC_BATCH_MESSAGES, Sessions, some
 from trilogue.client.reading.subscription import Subscription
+from trilogue.client.sending.giving_up import check_deadline
 
 Result = TypeVar("Result")
 
@@ -66,27 +68,38 @@ class SyncClient:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._lock = threading.Lock()
-        self._queue: list[tuple[str, bytes, str | None, Future[Ack]]] = []
+        self._queue: list[tuple[str, bytes, str | None, Future[Ack], float | None, float]] = []
         self._queued_bytes = 0
 
     # ------------------------------------------------------------------ sending
 
-    def post(self, session: str, body: bytes, *, sender: str | None = None) -> Future[Ack]:
+    def post(self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None) -> Future[Ack]:
         """As `Client.post`: at once, and raising the same."""
         loop = self._running()
+        if deadline_s is not None:
+            check_deadline(deadline_s)
         body = self._client._desk.check(session, body, sender)
         future: Future[Ack] = Future()
         with self._lock:
             self._client._desk.check_room(len(self._queue), self._queued_bytes, len(body))
-            self._queue.append((session, body, sender, future))
+            self._queue.append((session, body, sender, future, deadline_s, monotonic() if deadline_s is not None else 0.0))
             self._queued_bytes += len(body)
             if len(self._queue) == 1:
                 loop.call_soon_threadsafe(self._take)
         return future
 
-    def send(self, session: str, body: bytes, *, sender: str | None = None) -> Ack:
+    def send(self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None) -> Ack:
         """As `Client.send`. An interrupt only stops the waiting."""
-        return self.post(session, body, sender=sender).result()
+        return self.post(session, body, sender=sender, deadline_s=deadline_s).result()
+
+    def cancel(self, future: Future[Ack]) -> bool:
+        """As `Client.cancel`."""
+
+        async def cancel() -> bool:
+            deadlines = self._client._deadlines
+            return deadlines is not None and deadlines.cancel(future)
+
+        return self._call(cancel)
 
     def drain(self) -> None:
         """As `Client.drain`."""
@@ -241,11 +254,13 @@ class SyncClient:
         """In the client's loop: hand over what was posted."""
         with self._lock:
             queue, self._queue, self._queued_bytes = self._queue, [], 0
-            for session, body, sender, future in queue:
+            for session, body, sender, future, deadline_s, at in queue:
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
-                    self._client._desk.hand_over(session, body, sender, future)
+                    lane = self._client._desk.hand_over(session, body, sender, future)
+                    if deadline_s is not None and self._client._deadlines is not None:
+                        self._client._deadlines.watch(lane, future, deadline_s, monotonic() - at)
                 except Exception as error:
                     future.set_exception(error)
 

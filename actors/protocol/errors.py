@@ -17,6 +17,7 @@ error survives pickling (positional arguments to ``super().__init__``), since Ra
     ├── OutboxUnusable            not an outbox, from a newer version, or its disk failed
     ├── ClientClosed              the client was closed
     │   └── Unsent                … while messages of an outbox in memory were not acked: `count` of them
+    ├── GivenUp                   its sender gave this message up: a deadline, or `cancel`; `may_be_stored` says what is known
     ├── NotAuthorized             the token is wrong or missing
     ├── ProtocolError             the peer does not speak this protocol, or its frame is malformed
     ├── Overloaded                a bound is reached: wait (`drain`), then try again
@@ -100,6 +101,21 @@ class Unsent(ClientClosed):
             f"{counted(self.count, 'message')} {were} not acked when the client closed, and its outbox was in memory: "
             "each is stored once or not at all; give Client(outbox=FILE) to keep them"
         )
+
+
+class GivenUp(TrilogueError):
+    """This message was given up: its deadline passed, or it was cancelled. It is never sent again, by no process.
+
+    `may_be_stored` false: there are 0 copies, and it will never be stored. True: it was on its way, and no answer came: there
+    are 0 or 1 copies; reading the session tells.
+    """
+
+    def __init__(self, text: str, may_be_stored: bool) -> None:
+        super().__init__(text, may_be_stored)
+        self.may_be_stored = may_be_stored
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class NotAuthorized(TrilogueError):

@@ -7,7 +7,8 @@ commit, and `committed` is called when that returned. Rules:
 2. One commit is under way at a time; what is handed over meanwhile is the next one. There is no timer.
 3. A group is deleted once all its messages have their outcome, in the same transaction that writes down its lanes' numbers, or
    in a later one. Deletes ride along with a commit; when idle, they are made after a moment.
-4. What a lane numbers anew is committed whole, together with the end of its old numbering.
+4. What was given up is written down before anybody hears of it (``given_up``).
+5. What a lane numbers anew is committed whole, together with the end of its old numbering.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import NamedTuple
 from trilogue.actors.protocol.errors import ClientClosed, OutboxUnusable, TrilogueError, counted
 from trilogue.actors.protocol.limits import Limits
 from trilogue.client.outbox.cursors import Cursors
-from trilogue.client.outbox.outbox import Outbox
+from trilogue.client.outbox.given_up import GivenUpNumbers
+from trilogue.client.outbox.outbox import Outbox, Tell
 from trilogue.client.outbox.sqlite import Commit, LaneRow, Stored, StoredRun
-from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, Lane
+from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, TOLD_BEFORE, Lane
 
 RIDING_LANES_MAX = 64
 DELETABLE_MESSAGES_MAX = 16_384
@@ -79,6 +81,7 @@ class FileOutbox(Outbox):
         self._deletable_messages = self._deletable_bytes = 0
         self._retired = False
         self._cursors = Cursors()
+        self._given_up = GivenUpNumbers()
 
     # ------------------------------------------------------------------ opening
 
@@ -100,6 +103,11 @@ class FileOutbox(Outbox):
                 self._restore_run(batch, run, numbers)
             if not batch.unsettled:
                 self._now_deletable(batch)
+        self._given_up.found(stored.given_up)
+        for session, sender, outbox_id, n in stored.given_up:
+            given = self.lanes.get((session, sender))
+            if given is not None and given.outbox_id == outbox_id and given.first_n <= n < given.next_n:
+                given.refusals[n] = TOLD_BEFORE
         for lane in self.lanes.values():
             lane.submitted_n = lane.next_n - 1  # a former process may have submitted all of it
             lane.saved, lane.saved_bytes = len(lane.bodies), lane.size_bytes
@@ -146,7 +154,8 @@ class FileOutbox(Outbox):
 
     def save(self) -> None:
         """Begin a commit of what is dirty, unless one is under way: that one's end begins the next."""
-        if self._under_way is None and self.failed is None and (self.dirty or self._rows or self._cursors.due):
+        due = self.dirty or self._rows or self._cursors.due or self._given_up.due
+        if self._under_way is None and self.failed is None and due:
             self._begin()
 
     def tidy(self) -> None:
@@ -157,7 +166,7 @@ class FileOutbox(Outbox):
     @property
     def idle(self) -> bool:
         """Whether nothing is under way or due: the file may be closed."""
-        due = self.dirty or self._rows or self._released or self._deletable or self._cursors.due
+        due = self.dirty or self._rows or self._released or self._deletable or self._cursors.due or self._given_up.due
         return self._under_way is None and (self.failed is not None or not due)
 
     def _begin(self, tidying: bool = False) -> None:
@@ -189,7 +198,11 @@ class FileOutbox(Outbox):
                 [lane.session, lane.sender, outbox_id, lane.first_n + first, lane.times[first:end], lane.bodies[first:end]]
             )
         renewed = self.outbox_id if self.outbox_id != self._stored_id else None
-        commit = Commit(batch.id if saving else 0, runs, rows, delete, renewed, forget, self._cursors.take())
+        given_up = self._given_up.take({one.lane: one.messages for one in saving}) if self._given_up.due else ()
+        commit = Commit(
+            batch.id if saving else 0, runs, rows, delete, renewed, forget, self._cursors.take(), given_up,
+            self._given_up.settled(rows),
+        )  # fmt: skip
         self._retired = (self._retired or any(row[4] for row in rows)) and not forget
         self._under_way = (commit, saving, marks)
         self._start(commit)
@@ -247,6 +260,7 @@ class FileOutbox(Outbox):
         while self._savers and self._savers[0][0] <= self._marks_done:
             self._savers.popleft()[1](None)
         self._cursors.committed()
+        self._given_up.committed(None)
         self.save()
         if self._under_way is None and self._deletable:
             self._tidy_soon()
@@ -266,6 +280,14 @@ class FileOutbox(Outbox):
             tell(self.failed)
             return
         self._cursors.confirm(name, session, seq, tell)
+        self.save()
+
+    def give_up(self, lane: Lane, n: int, tell: Tell) -> None:
+        """As in memory, once the file says so."""
+        if self.failed is not None:
+            tell(self.failed)
+            return
+        self._given_up.add(lane, n, tell)
         self.save()
 
     def _move_savers(self) -> None:
@@ -296,6 +318,7 @@ class FileOutbox(Outbox):
         while self._savers:
             self._savers.popleft()[1](error)
         self._cursors.failed(error)
+        self._given_up.committed(error)
 
     # ------------------------------------------------------------------ settling
 
@@ -333,6 +356,8 @@ class FileOutbox(Outbox):
     def rename(self, lane: Lane) -> None:
         """As in memory; the lane stands first in the next commit, and stands in it whole."""
         super().rename(lane)
+        for n in lane.refusals:
+            self._given_up.add(lane, n, _nobody)
         if lane.bodies:
             self._renamed.add(lane)
             self.dirty.remove(lane)
@@ -348,3 +373,7 @@ class FileOutbox(Outbox):
     def left_behind(self, count: int) -> TrilogueError:
         """What those hear who still wait when the client closes: their messages are in the file."""
         return ClientClosed(f"the client was closed; {self.path} keeps {counted(count, 'message')} for the next client to send")
+
+
+def _nobody(_: TrilogueError | None) -> None:
+    """Nobody waits for it."""

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 CONFLICTS_KEPT_MAX = 1000
 
+Tell = Callable[[TrilogueError | None], None]
+"""Who is told that something is durable now, or what prevents that."""
+
 
 class Outbox:
     """An outbox in memory. `wake` is called when lanes became dirty by themselves: `save` is due."""
@@ -74,7 +77,7 @@ class Outbox:
         self.retire(lane)
         suspect = lane.outbox_id == self.outbox_id
         lane.rename(self._fresh_id())
-        lane.first_n, lane.submitted_n = 1, 0
+        lane.number_anew()
         lane.conflicted = False
         lane.early.clear()
         lane.saved = lane.saved_bytes = 0
@@ -113,6 +116,15 @@ class Outbox:
 
     def settled(self, lane: Lane) -> None:
         """Messages of a lane that has parts in a file have their outcome."""
+
+    def give_up(self, lane: Lane, n: int, tell: Tell) -> None:
+        """Number `n` will not be sent any more, by no process: `tell` is called once that is as durable as the message is."""
+        tell(None)
+
+    @property
+    def given_up(self) -> int:
+        """How many messages were given up, or refused for good, and wait for their skip."""
+        return sum(len(lane.refusals) for lane in self.lanes.values())
 
     def retire(self, lane: Lane) -> None:
         """The lane's numbers under its present outbox id will never be used again."""

@@ -9,10 +9,13 @@ thread, blocks, and gives back plain lists. Rules:
 3. A `retired` lane is never numbered on; its row stays until no group can hold a message of it.
 4. One process holds the file: a lock on ``FILE.lock``, released by the system whatever happens to the process.
 5. A group's CRC is checked before its messages are believed.
+6. A number in `given_up` is of a message in the file, which no process sends any more. A program that does not know this table
+   would send it: the format is 2 from then on.
 
     outbox   one row: the outbox id under which new lanes number
     lanes    (session, sender, outbox_id) -> next_n, retired
     cursors  (name, session) -> seq: what a reader of that name has confirmed; made when it is first needed
+    given_up (session, sender, outbox_id, n): see rule 6; made when it is first needed
     batches  id, payload: msgpack [[session, sender, outbox_id, first_n, [sent_at_us ...], [body ...]] ...], crc: crc32 of it
 """
 
@@ -33,7 +36,8 @@ from trilogue.actors.protocol.errors import OutboxInUse, OutboxUnusable
 from trilogue.client.outbox.cursors import CursorRow
 
 APPLICATION_ID = 0x74726C67  # "trlg"
-FORMAT = 1
+FORMAT = 2
+FORMAT_AT_FIRST = 1
 PAGE_BYTES = 16_384
 CHECKPOINT_PAGES = 1024
 UPSERT_ROWS = (512, 64, 8, 1)
@@ -52,11 +56,19 @@ CREATE TABLE IF NOT EXISTS cursors (
     name TEXT NOT NULL, session TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (name, session)
 ) WITHOUT ROWID
 """
+_GIVEN_UP = """
+CREATE TABLE IF NOT EXISTS given_up (
+    session TEXT NOT NULL, sender TEXT NOT NULL, outbox_id TEXT NOT NULL, n INTEGER NOT NULL,
+    PRIMARY KEY (session, sender, outbox_id, n)
+) WITHOUT ROWID
+"""
+_SETTLE = "DELETE FROM given_up WHERE session = ? AND sender = ? AND outbox_id = ? AND n < ?"
 _CONFIRM = "INSERT INTO cursors VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)"
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 LaneRow = tuple[str, str, str, int, int]  # session, sender, outbox_id, next_n, retired
+NumberRow = tuple[str, str, str, int]  # session, sender, outbox_id, n
 StoredRun = list[Any]  # [session, sender, outbox_id, first_n, [sent_at_us ...], [body ...]]
 
 
@@ -70,6 +82,8 @@ class Commit(NamedTuple):
     outbox_id: str | None  # a new one
     forget_retired: bool  # no group is left that could hold a retired lane's message
     cursors: tuple[CursorRow, ...] = ()
+    given_up: tuple[NumberRow, ...] = ()
+    settled: tuple[NumberRow, ...] = ()  # of what was given up, all below these numbers is settled
 
 
 class Stored(NamedTuple):
@@ -78,6 +92,7 @@ class Stored(NamedTuple):
     outbox_id: str
     lanes: list[LaneRow]
     batches: list[tuple[int, list[StoredRun]]]  # in the order in which they were committed
+    given_up: tuple[NumberRow, ...] = ()
 
 
 class OutboxFile:
@@ -102,9 +117,10 @@ class OutboxFile:
             lanes = self._database.execute("SELECT session, sender, outbox_id, next_n, retired FROM lanes").fetchall()
             rows = self._database.execute("SELECT id, payload, crc FROM batches ORDER BY id")
             batches = [(number, _runs(self.path, number, payload, crc)) for number, payload, crc in rows]
+            given_up = self._database.execute("SELECT * FROM given_up").fetchall() if self._has("given_up") else []
         except (sqlite3.Error, TypeError, ValueError) as error:
             raise _unusable(self.path, error) from error
-        return Stored(outbox_id, lanes, batches)
+        return Stored(outbox_id, lanes, batches, tuple(given_up))
 
     def commit(self, commit: Commit) -> None:
         """Apply `commit` durably, whole or not at all. Raises `OutboxUnusable`; then nothing is known of this commit."""
@@ -123,6 +139,12 @@ class OutboxFile:
                 execute("DELETE FROM lanes WHERE retired = 1")
             if commit.outbox_id is not None:
                 execute("UPDATE outbox SET outbox_id = ?", (commit.outbox_id,))
+            if commit.given_up:
+                execute(_GIVEN_UP)
+                execute(f"PRAGMA user_version = {FORMAT}")
+                self._database.executemany("INSERT OR REPLACE INTO given_up VALUES (?, ?, ?, ?)", commit.given_up)
+            if commit.settled:
+                self._database.executemany(_SETTLE, commit.settled)
             if commit.cursors:
                 execute(_CURSORS)
                 self._database.executemany(_CONFIRM, commit.cursors)
@@ -135,11 +157,14 @@ class OutboxFile:
     def cursors(self, name: str) -> dict[str, int]:
         """What the reader of that name has confirmed, by session. Raises `OutboxUnusable`."""
         try:
-            if not self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'cursors'").fetchone():
+            if not self._has("cursors"):
                 return {}
             return dict(self._database.execute("SELECT session, seq FROM cursors WHERE name = ?", (name,)))
         except sqlite3.Error as error:
             raise _unusable(self.path, error) from error
+
+    def _has(self, table: str) -> bool:
+        return bool(self._database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone())
 
     def close(self) -> None:
         """Close the file, leaving one file without a log beside it, and release the lock."""
@@ -230,7 +255,7 @@ def _prepare(database: sqlite3.Connection, path: str, new: bool, fresh_id: Calla
             database.execute(statement)
         database.execute("INSERT INTO outbox VALUES (?)", (fresh_id(),))
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        database.execute(f"PRAGMA user_version = {FORMAT}")
+        database.execute(f"PRAGMA user_version = {FORMAT_AT_FIRST}")
         database.execute("COMMIT")
 
 

@@ -15,13 +15,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from trilogue.actors.protocol.errors import ConflictingRetry, MessageTooLarge, ProofOfLoss, ProtocolError, TrilogueError
+from trilogue.actors.protocol.errors import (
+    ConflictingRetry,
+    MessageTooLarge,
+    ProofOfLoss,
+    ProtocolError,
+    TrilogueError,
+)
 from trilogue.actors.protocol.messages import Ack
 from trilogue.actors.protocol.vocabulary import Code
 from trilogue.client.outbox.outbox import Outbox
 from trilogue.client.reading.heads import Heads
 from trilogue.client.sending.flow import Flow
-from trilogue.client.sending.lanes import Lane, Outcome
+from trilogue.client.sending.lanes import TOLD_BEFORE, Lane, Outcome
 from trilogue.client.sending.refusals import error_of
 
 _HELD = frozenset((Code.UNAVAILABLE, Code.OVERLOADED, Code.FULL, Code.NOT_CHAINED, Code.CANNOT_TELL, Code.CORRUPT))
@@ -124,10 +130,7 @@ class Answers:
         numbers = range(max(first_n, lane.first_n), min(first_n + count, lane.submitted_n + 1))
         new = [n for n in numbers if n not in lane.refusals]
         if new:
-            lane.refusals.update(dict.fromkeys(new, error))
-            lane.back_to = new[0]
-            self.flow.go_back(lane, new[0])
-            self.flow.ready_first(lane)
+            self.flow.give_up(lane, dict.fromkeys(new, error))
 
     # ------------------------------------------------------------------ outcomes
 
@@ -159,7 +162,7 @@ class Answers:
         if outcome.first_seq == 0:
             for n in range(lane.first_n, lane.first_n + count):
                 text = f"number {n} of sender {lane.sender!r} in session {lane.session!r} had been given up: send it again"
-                self._fail(lane, 1, lane.refusals.pop(n, ConflictingRetry(text)))
+                self._fail(lane, 1, lane.refusals.get(n) or ConflictingRetry(text))
             return
         sender_id, n, seq = lane.sender_id, lane.first_n, outcome.first_seq + known
         for future in self._pop(lane, count):
@@ -173,10 +176,15 @@ class Answers:
     def _fail(self, lane: Lane, count: int, error: TrilogueError) -> None:
         """The next `count` messages were not stored, and never will be."""
         n = lane.first_n
-        lane.failures += count
-        lane.error = error
+        if error is not TOLD_BEFORE:
+            lane.failures += count
+            lane.error = error
         for future in self._pop(lane, count):
-            if future is None:
+            lane.refusals.pop(n, None)
+            if error is TOLD_BEFORE:
+                if future is not None:  # a flush
+                    future.set_result(None)
+            elif future is None:
                 self.outbox.unheard(lane, n, error)
             elif not future.done():
                 future.set_exception(type(error)(*error.args))

@@ -62,10 +62,10 @@ class Desk:
 
     # ------------------------------------------------------------------ handing over
 
-    def hand_over(self, session: str, body: bytes, sender: str | None, future: Waiter, awaited: bool = False) -> None:
+    def hand_over(self, session: str, body: bytes, sender: str | None, future: Waiter, awaited: bool = False) -> Lane:
         """The hot path of `post`, for any kind of future; `awaited`: the caller does nothing before its answer.
 
-        Raises what is wrong; then nothing was handed over.
+        Returns the lane that has the message now. Raises what is wrong; then nothing was handed over.
         """
         try:
             lane = self._cache.get((session, sender))
@@ -87,13 +87,14 @@ class Desk:
         lane.size_bytes += size
         # for a message alone, 3.2 µs of the client's own work instead of 5.5: no turn of the loop, no `save` and no `pump`
         if awaited and outbox.messages == 1 and not outbox.durable and lane.flow is not None and lane.flow.send_alone(lane):
-            return
+            return lane
         if not lane.dirty:
             lane.dirty = True
             outbox.dirty.append(lane)
             if not self._woken:
                 self._woken = True
                 self._loop.call_soon(self._send_off)
+        return lane
 
     def check(self, session: str, body: bytes, sender: str | None) -> bytes:
         """The body as bytes. Raises what is wrong with names and types; may be called in any thread."""

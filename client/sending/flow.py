@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from trilogue.actors.protocol.errors import TrilogueError
 from trilogue.actors.protocol.limits import Limits
 from trilogue.client.connecting.backoff import retry_after_s
 from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, Lane
@@ -107,9 +108,10 @@ class Flow:
             lane.queued = False
             first, upto = lane.sent, lane.saved
             if lane.conflicted or lane.refusals or lane.stopped is not None or lane.held:
-                upto = self._upto_in_trouble(lane, given_up)
-                if lane.sent != first:  # a number was given up: the rest of the lane follows in the next submission
-                    messages_left -= 1
+                upto = self._upto_in_trouble(lane, given_up, min(messages_left, run_messages_max), now)
+                if lane.sent != first:  # numbers were given up: the rest of the lane follows in the next submission
+                    messages_left -= lane.sent - first
+                    bytes_left -= (lane.sent - first) * lane.overhead_bytes
                     again.append(lane)
                     continue
             count = upto - first
@@ -162,8 +164,8 @@ class Flow:
             lane.watched = True
             self._watched.append(lane)
 
-    def _upto_in_trouble(self, lane: Lane, given_up: list[list[Any]]) -> int:
-        """Up to which index this lane may be submitted; gives the next number up if it was refused for good."""
+    def _upto_in_trouble(self, lane: Lane, given_up: list[list[Any]], messages_max: int, now: float) -> int:
+        """Up to which index this lane may be submitted; asks for skips if the next numbers were refused or given up."""
         if lane.stopped is not None or lane.held:
             return 0
         upto = lane.saved
@@ -171,11 +173,23 @@ class Flow:
             upto = min(upto, lane.submitted_n - lane.first_n + 1)
         n = lane.first_n + lane.sent
         if n in lane.refusals and lane.sent < upto:
-            given_up.append([lane.session, lane.sender_id, n])
-            self._count_in(lane, 1, len(lane.bodies[lane.sent]) + MESSAGE_OVERHEAD_BYTES, lane.tried_at)
+            end = min(upto, lane.sent + messages_max)
+            while n in lane.refusals and lane.sent < end:
+                given_up.append([lane.session, lane.sender_id, n])
+                self._count_in(lane, 1, len(lane.bodies[lane.sent]) + MESSAGE_OVERHEAD_BYTES, now)
+                n += 1
             return 0
-        refused = [number for number in lane.refusals if number > n]
-        return min([upto, *(number - lane.first_n for number in refused)])
+        refused = min((number for number in lane.refusals if number > n), default=n + upto)
+        return min(upto, refused - lane.first_n)
+
+    def give_up(self, lane: Lane, errors: dict[int, TrilogueError]) -> None:
+        """These numbers will never be taken as messages: each is asked to become a skip when its lane has its turn."""
+        lane.refusals.update(errors)
+        n = min(errors)
+        if n - lane.first_n < lane.sent:
+            lane.back_to = n
+            self.go_back(lane, n)
+        self.ready_first(lane)
 
     def count_out(self, messages: int, size: int) -> None:
         """That much has left flight: it has its outcome, or goes back."""

@@ -22,7 +22,7 @@ class Mark:
     def __init__(self, lane: Lane, waiter: Waiter | None) -> None:
         self.flushes: list[tuple[Flush, int]] = []  # and how many messages of the lane had failed by then
         self._lane = lane
-        self._waiter = waiter
+        self.waiter = waiter
 
     def done(self) -> bool:
         """It always wants to hear."""
@@ -30,22 +30,22 @@ class Mark:
 
     def set_result(self, result: Any, /) -> None:
         """This message is stored; an earlier one may have been refused."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(result)
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(result)
         for flush, failures in self.flushes:
             flush.marked(self._lane.error if self._lane.failures != failures else None)
 
     def set_exception(self, exception: Any, /) -> None:
         """This message was refused, or the client was closed."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(exception)
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_exception(exception)
         for flush, _ in self.flushes:
             flush.marked(exception)
 
     def exception(self) -> None:
         """As of a future: whoever waits has seen its error."""
-        if isinstance(self._waiter, asyncio.Future) and not self._waiter.cancelled():
-            self._waiter.exception()
+        if isinstance(self.waiter, asyncio.Future) and not self.waiter.cancelled():
+            self.waiter.exception()
 
 
 class Flush:

@@ -9,7 +9,9 @@ Rules:
    the present connection: ``sent <= saved <= len(bodies)``, and the byte counts follow.
 3. Messages leave from the front only, when their outcome is known: stored, a skip, or refused for good. An outcome that
    comes early waits in `early`.
-4. No number is used for two bodies: `submitted_n` says which numbers a connection may have seen. After a conflict only what
+4. A number that was refused for good, or given up, stands in `refusals`: it is never submitted again, but asked to become a
+   skip. What its caller hears when it has become one stands beside it.
+5. No number is used for two bodies: `submitted_n` says which numbers a connection may have seen. After a conflict only what
    lies above it is numbered anew, under a new outbox id, once all that lies below has its outcome.
 """
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from trilogue.actors.protocol.errors import TrilogueError
+from trilogue.actors.protocol.errors import GivenUp, TrilogueError
 from trilogue.actors.protocol.ids import sender_id_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 MESSAGE_OVERHEAD_BYTES = 16
 RUN_OVERHEAD_BYTES = 48
+
+
+TOLD_BEFORE = GivenUp("a former process gave it up, and has told its sender", False)
+"""What stands in `refusals` for a number that an outbox's file says was given up."""
 
 
 class Waiter(Protocol):
@@ -64,7 +70,7 @@ class Lane:
     __slots__ = (
         "back_to", "bodies", "conflicted", "dirty", "early", "error", "failures", "first_n", "flow", "futures", "held",
         "outbox_id", "overhead_bytes", "parts", "queued", "refusals", "saved", "saved_bytes", "sender", "sender_id", "sent",
-        "sent_bytes", "session", "size_bytes", "stopped", "submitted_n", "times", "tried_at", "tries", "watched",
+        "sent_bytes", "session", "shift", "size_bytes", "stopped", "submitted_n", "times", "tried_at", "tries", "watched",
     )  # fmt: skip
 
     def __init__(self, session: str, sender: str, outbox_id: str, first_n: int = 1) -> None:
@@ -74,6 +80,7 @@ class Lane:
         self.rename(outbox_id)
         self.overhead_bytes = RUN_OVERHEAD_BYTES + len(session.encode()) + len(self.sender_id.encode())
         self.first_n = first_n
+        self.shift = 0  # what to add to a number to get one that stays what it is when the lane is numbered anew
         self.submitted_n = first_n - 1
         self.bodies: list[bytes] = []
         self.times: list[int] = []
@@ -101,6 +108,13 @@ class Lane:
         """From now on number under this outbox id."""
         self.outbox_id = outbox_id
         self.sender_id = sender_id_of(self.sender, outbox_id)
+
+    def number_anew(self) -> None:
+        """What the lane holds has the numbers from 1 on now. None of it was ever submitted."""
+        before = self.first_n - 1
+        self.shift += before
+        self.refusals = {n - before: error for n, error in self.refusals.items()}
+        self.first_n, self.submitted_n = 1, 0
 
     @property
     def next_n(self) -> int:

@@ -26,6 +26,7 @@ from soak import play_chunk
 
 from trilogue.actors.protocol.frames import encode_frame
 from trilogue.actors.protocol.messages import pack_records
+from trilogue.client.connecting.backoff import attempts_max
 
 CHUNKS, CHUNK_SEEDS = 20, 100
 PROCESSES = 2
@@ -73,6 +74,8 @@ TRANSITIONS = [
     "client: a delivery for several readers", "client: a head was told", "states: a session went",
     "states: some senders of a session went", "states: a run waits for a look-up", "states: told",
     "states: told of the senders asked for", "states: told in parts", "states: no store told them",
+    "client: a message was cancelled", "client: told that it is not stored",
+    "client: told that it may be stored", "client: given up, and stored after all",
 ]  # fmt: skip
 
 
@@ -112,6 +115,27 @@ def test_steps_can_be_left_out_and_the_rest_stays_what_it_was() -> None:
 
 def test_shrinking_keeps_what_is_needed_and_little_else() -> None:
     assert shrunk(list(range(100)), lambda only: {7, 93} <= only) == [7, 93]
+
+
+def test_a_link_that_is_up_2_s_and_down_5_s_for_5_minutes_under_steady_sending_g4_g5() -> None:
+    """Design's flapping link. The judge counts what was begun without an answer, and what was stored."""
+    story = Story(0, "weather", only=())
+    up_ms, down_ms, end_ms = 2_000, 5_000, 300_000
+    for when in range(0, end_ms, up_ms + down_ms):
+        for client in story.clients:
+            story.at(when + up_ms, None, story.weather.down, client)
+            story.at(when + up_ms + down_ms, None, story.weather.up, client.name)
+    for when in range(0, end_ms, 500):
+        for client in story.clients:
+            story.at(when, client, client.hand_over, story.dice)
+    outcome = story.play(end_ms)
+    readers_need_longer = [anomaly for anomaly in outcome.anomalies if anomaly.startswith("behind: ")]
+    assert outcome.anomalies == readers_need_longer
+    handed = sum(fact[0] == "handed" for fact in story.history)
+    begun = [fact[1] for fact in story.history if fact[0] == "begun" and fact[2] == "c1"]
+    assert handed == 2 * end_ms // 500
+    assert len(begun) <= (end_ms // (up_ms + down_ms) + 1) * (attempts_max(down_ms / 1000) + 1)
+    assert len(begun) >= end_ms // (up_ms + down_ms) * 10, "it does try"
 
 
 # ---------------------------------------------------------------------- the planted bugs

@@ -153,8 +153,9 @@ class FakeSessionActor:
                 self.submitter = connection
                 self._submit(connection, runs)
             case [Say.GIVE_UP, numbers]:
-                self.cluster.skips |= {(s, i, n) for s, i, n in numbers}
-                acks = [[s, i, n, 1, 0, False] for s, i, n in numbers]
+                known = {(s, i, n): self.cluster.numbers(s, i).get(n) for s, i, n in numbers}
+                self.cluster.skips |= {number for number, seq in known.items() if seq is None}
+                acks = [[*number, 1, seq or 0, seq is not None] for number, seq in known.items()]
                 self._answer(connection, [Say.ACKED, self.epoch, 3, acks])
             case [Say.CREDIT, number, messages, size]:
                 if number in self.credit:

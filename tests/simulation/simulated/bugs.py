@@ -39,9 +39,11 @@ from trilogue.actors.protocol.takeover import Takeover, _Phase
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.protocol.writer import PartitionWriter
 from trilogue.actors.store_index import StoreIndex
+from trilogue.client.connecting.backoff import Pace
 from trilogue.client.outbox.file import FileOutbox
 from trilogue.client.reading.inbox import Inbox
 from trilogue.client.sending.answers import Answers
+from trilogue.client.sending.giving_up import GivingUp
 
 Patch = tuple[Any, str, Any]
 
@@ -541,6 +543,30 @@ def _settled_when_saved(self: Any, error: Any, committed: Any = FileOutbox.commi
         self._rows.append((lane.session, lane.sender, lane.outbox_id, lane.first_n + lane.saved, 0))
 
 
+def _never_submitted(self: Any, given: Any, give_up: Any = GivingUp._give_up) -> None:
+    lane, submitted_n = given.lane, given.lane.submitted_n
+    lane.submitted_n = min(submitted_n, given.n - 1)
+    give_up(self, given)
+    lane.submitted_n = submitted_n
+
+
+def _skip_whatever_it_is(self: Any, source: Any, numbers: Any, now_us: int, give_up: Any = Sequencer._give_up) -> list[Any]:
+    before = {}
+    for session, sender_id, n in numbers:
+        state = self.sessions.get(session)
+        if state is not None and state.last_n.get(sender_id, 0) >= n > 1:
+            before.setdefault((session, sender_id), state.last_n[sender_id])
+            state.last_n[sender_id] = n - 1
+    effects: list[Any] = give_up(self, source, numbers, now_us)
+    for (session, sender_id), last_n in before.items():
+        self.sessions[session].last_n[sender_id] = last_n
+    return effects
+
+
+def _given_up_in_memory(self: Any, lane: Any, n: int, tell: Any) -> None:
+    tell(None)
+
+
 LOG_MODEL: dict[str, Bug] = {
     "commit_during_cas": Bug(
         "commits on the old ensemble while the ensemble's compare-and-set is in flight",
@@ -788,6 +814,19 @@ OWN: dict[str, Bug] = {
     "submit_unsaved": Bug(
         "submits what is not in the outbox's file yet", [(FileOutbox, "save", _submit_unsaved)], "readers", 200
     ),
+    "never_submitted": Bug(
+        "tells the sender of a message that was on its way that it is not stored",
+        [(GivingUp, "_give_up", _never_submitted)],
+        "weather",
+        50,
+    ),
+    "skip_what_is_stored": Bug(
+        "a number that was stored becomes a skip", [(Sequencer, "_give_up", _skip_whatever_it_is)], "weather", 50
+    ),
+    "given_up_in_memory": Bug(
+        "what was given up is sent by the next process", [(FileOutbox, "give_up", _given_up_in_memory)], "weather", 50
+    ),
+    "no_pace": Bug("connects again at once, for ever", [(Pace, "wait_s", lambda self, now: 0.0)], "weather", 50),
     "oldest_is_meant": Bug("takes any ack for the oldest message's", [(Answers, "acked", _oldest_is_meant)], "mixed", 200),
     "settled_when_saved": Bug(
         "the outbox's file takes what it has saved to be settled",

@@ -2,8 +2,8 @@
 
 Owns the meaning of G2–G7 and G9–G11 for a history. It shares no code with what it judges: it has its own reader of frames. An
 anomaly is a line that begins with its kind: lost, duplicated, reordered, gap, sender order, real time, two answers, readers,
-pushed, heads, skipped, twice, behind, disagree, forgotten, refused, damaged, stuck. (``witness`` adds: not held, two commits,
-deposed, junk.)
+given up, resurrected, hammers, pushed, heads, skipped, twice, behind, disagree, forgotten, refused, damaged, stuck.
+(``witness`` adds: not held, two commits, deposed, junk.)
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def judge(history: list[tuple[Any, ...]], logs: dict[str, list[bytes]], still_un
     found += _judge_facts(history, by_number, by_seq, skipped)
     found += _judge_readers(history, last_seq)
     found += _judge_real_time(history, by_number)
+    found += _judge_attempts(history)
     if still_unacked:
         found.append(f"stuck: {still_unacked} messages were never answered")
     return found
@@ -93,16 +94,31 @@ def _judge_facts(
     """Each answer and each message that was read, against what the disks have in the end."""
     found: list[str] = []
     bodies: dict[tuple[str, str, int], bytes] = {}
+    may_end: set[tuple[str, str, int]] = set()  # it had a deadline, or was cancelled
+    given_up: set[tuple[str, str, int]] = set()  # its sender was told so
     for kind, _, *fact in history:
         if kind == "handed":
             sender_id, session, n, body = fact
             bodies[session, sender_id, n] = body
+            may_end.discard((session, sender_id, n))
+        elif kind in ("may_end", "submitted", "given_up"):
+            number = (fact[1], fact[0], fact[2])
+            if kind == "may_end":
+                may_end.add(number)
+            elif kind == "submitted" and number in given_up:
+                found.append(f"resurrected: {number} was given up, and is sent")
+            elif kind == "given_up":
+                given_up.add(number)
+                if number not in may_end:
+                    found.append(f"given up: {number} had no deadline")
+                elif not fact[3] and number in by_number:
+                    found.append(f"given up: {number} is stored, and its sender was told that it is not")
         elif kind in ("acked", "told"):
             sender_id, session, n, seq = fact
             number = (session, sender_id, n)
             there = by_number.get(number)
             if seq == 0:
-                if len(bodies[number]) <= BODY_BYTES_MAX or number not in skipped:
+                if (len(bodies[number]) <= BODY_BYTES_MAX and number not in may_end) or number not in skipped:
                     found.append(f"lost: {number} was answered with a skip")
             elif there is None:
                 found.append(f"lost: {number} was acked at {seq}")
@@ -118,11 +134,13 @@ def _judge_facts(
             sender_id, session, n, _text = fact
             if len(bodies[session, sender_id, n]) <= BODY_BYTES_MAX or (session, sender_id, n) in by_number:
                 found.append(f"refused: {fact}")
+        elif kind == "refused" and (fact[1], fact[0], fact[2]) in may_end & skipped:
+            pass  # a former process had given it up, and died before it could write that down
         elif kind == "saved":
             sender_id, session, n = fact
             if (session, sender_id, n) not in by_number and (session, sender_id, n) not in skipped:
                 found.append(f"lost: {fact} was saved in the outbox")
-        elif kind not in ("opened", "followed", "subscribed", "pushed", "heads"):
+        elif kind not in ("opened", "followed", "subscribed", "pushed", "heads", "begun", "answered"):
             found.append(f"{kind}: {fact}")
     found += [f"lost: {number} is in the log and was never handed over" for number in by_number if number not in bodies]
     return found
@@ -169,6 +187,21 @@ def _judge_readers(history: list[tuple[Any, ...]], last_seq: dict[str, int]) -> 
             name, session, last = fact
             if last < last_seq.get(session, 0):
                 found.append(f"behind: {name} has read {session} up to {last} of {last_seq[session]}")
+    return found
+
+
+def _judge_attempts(history: list[tuple[Any, ...]]) -> list[str]:
+    """How often a client connects while nobody answers: at most 15 times in the first 0.73 s, then twice a second."""
+    found: list[str] = []
+    begun: dict[str, list[int]] = {}
+    for kind, now, *fact in history:
+        if kind in ("answered", "opened"):
+            begun.pop(fact[0], None)
+        elif kind == "begun":
+            tried = begun.setdefault(fact[0], [])
+            tried.append(now)
+            if len(tried) > 15 + max(0.0, 2 * ((now - tried[0]) / 1000 - 0.73)):
+                found.append(f"hammers: {fact[0]} began {len(tried)} connections in {now - tried[0]} ms without an answer")
     return found
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from simulated.clockwork import Link, Process
 from simulated.file import OutboxFile
-from trilogue.actors.protocol.errors import MessageTooLarge, ProofOfLoss, TrilogueError
+from trilogue.actors.protocol.errors import GivenUp, MessageTooLarge, ProofOfLoss, TrilogueError
 from trilogue.actors.protocol.ids import sender_id_of
 from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import Message, Run
 from trilogue.actors.protocol.vocabulary import Say
+from trilogue.client.connecting.backoff import Pace
 from trilogue.client.outbox.file import FileOutbox
 from trilogue.client.outbox.sqlite import Commit
 from trilogue.client.reading.delivery import runs_of
@@ -26,6 +27,7 @@ from trilogue.client.reading.heads import Heads
 from trilogue.client.reading.inbox import Inbox
 from trilogue.client.sending.answers import Answers
 from trilogue.client.sending.flow import Flow
+from trilogue.client.sending.giving_up import GivingUp
 from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, Lane
 
 LOOK_MS = 30
@@ -68,8 +70,12 @@ class Answer:
         self.client.told("told", ack.sender_id, ack.session, ack.n, ack.seq)
 
     def set_exception(self, error: TrilogueError, /) -> None:
-        """It is not, and never will be."""
+        """It is not, and never will be; or it was given up."""
         self._done = True
+        if isinstance(error, GivenUp):
+            self.client.told("given_up", self.lane.sender_id, self.lane.session, self.n, error.may_be_stored)
+            self.client.world.count(f"client: told that it {'may be' if error.may_be_stored else 'is not'} stored")
+            return
         kind = {MessageTooLarge: "too_large", ProofOfLoss: "forgotten"}.get(type(error), "refused")
         self.client.told(kind, self.lane.sender_id, self.lane.session, self.n, str(error))
 
@@ -111,6 +117,8 @@ class ClientProcess(Process):
         self.outbox.restore(f"{name}.db", file.load())
         self.flow = Flow(0, LIMITS)
         self.answers = Answers(self.flow, self.outbox, Heads())
+        self.giving_up = GivingUp(self.outbox)
+        self.pace = Pace()
         self.old: list[tuple[str, str, int, bytes]] = []  # what was acked: (session, sender_id, n, body)
         self.sent: dict[tuple[str, str, int], bytes] = {}
         self.link: Link | None = None
@@ -123,7 +131,8 @@ class ClientProcess(Process):
         self.groups.append(self._follow(f"{name} all", sessions))
         for lane in self.outbox.lanes.values():
             for k, body in enumerate(lane.bodies):
-                lane.futures[k] = Answer(self, lane, lane.first_n + k)
+                if lane.first_n + k not in lane.refusals:
+                    lane.futures[k] = Answer(self, lane, lane.first_n + k)
                 self.sent[lane.session, lane.sender_id, lane.first_n + k] = body
             self.flow.add(lane)
         world.at(0, self, self._connect)
@@ -157,12 +166,12 @@ class ClientProcess(Process):
 
     # ------------------------------------------------------------------ the program that uses it
 
-    def hand_over(self, dice: Random) -> None:
+    def hand_over(self, dice: Random) -> Lane | None:
         """The program says `send`; rarely more than the system takes."""
         session = dice.choice(self.sessions)
         lane = self.outbox.lane(session, self.name)
         if lane.stopped is not None:
-            return
+            return None
         if lane.flow is None:
             self.flow.add(lane)
         n = lane.next_n
@@ -177,6 +186,31 @@ class ClientProcess(Process):
         self.sent[session, lane.sender_id, n] = body
         self.world.history.append(("handed", self.world.now, lane.sender_id, session, n, body))
         self.outbox.mark(lane)
+        return lane
+
+    def hand_over_with_a_deadline(self, dice: Random) -> None:
+        """As above, with a message that is of no use after a while."""
+        lane = self.hand_over(dice)
+        if lane is not None:
+            after_s = dice.choice((0.2, 0.5, 1.0, 2.0, 5.0))
+            answer = lane.futures[-1]
+            assert answer is not None
+            self.giving_up.watch(lane, answer, self.world.now / SCALE + after_s, after_s)
+            self._may_end(lane, lane.next_n - 1)
+
+    def cancel_one(self, dice: Random) -> None:
+        """The program takes one of the last messages back, if it can."""
+        lanes = [lane for lane in self.outbox.lanes.values() if lane.futures]
+        if lanes:
+            lane = dice.choice(lanes)
+            n = lane.next_n - dice.randrange(1, len(lane.futures) + 1)
+            answer = lane.futures[n - lane.first_n]
+            self._may_end(lane, n)
+            if answer is not None and self.giving_up.cancel(answer):
+                self.world.count("client: a message was cancelled")
+
+    def _may_end(self, lane: Lane, n: int) -> None:
+        self.world.history.append(("may_end", self.world.now, lane.sender_id, lane.session, n))
 
     def retry_an_old_one(self, dice: Random) -> None:
         """A retry of what was acked long ago: G5 has no window."""
@@ -191,9 +225,11 @@ class ClientProcess(Process):
         if self.flow.is_open and self.link is not None and lanes:
             lane = dice.choice(lanes)
             n, body = lane.first_n + lane.saved - 1, lane.bodies[lane.saved - 1]
+            if n in lane.refusals:
+                return
             lane.submitted_n = max(lane.submitted_n, n)
             self.world.count("client: a number too early")
-            self.link.send(self, [Say.SUBMIT, [[lane.session, lane.sender_id, n, [self.world.now], [body]]]])
+            self._submit(self.link, [[lane.session, lane.sender_id, n, [self.world.now], [body]]])
 
     # ------------------------------------------------------------------ the file
 
@@ -224,7 +260,11 @@ class ClientProcess(Process):
     # ------------------------------------------------------------------ connections
 
     def _connect(self) -> None:
-        session = self.world.route(self)
+        if self.world.weather.bad and (left_s := self.pace.wait_s(self.world.now / 1000)) > 0:
+            self.world.at(int(left_s * 1000) + 1, self, self._connect)
+            return
+        self.pace.began(self.world.now / 1000, self.world.weather.begun(self))
+        session = self.world.route(self) if self.world.weather.lets_through(self) else None
         if session is None:
             self.world.at(self.world.rng.randrange(3, 12), self, self._connect)
             return
@@ -232,6 +272,7 @@ class ClientProcess(Process):
         self.acked_here = {}
         self._heard_at = self.world.now
         self.world.at(self.world.delay(), session, session.accept, link)
+        self.world.weather.connected(self, link)
 
     def on_closed(self, link: Link) -> None:
         if link is self.link:
@@ -243,6 +284,8 @@ class ClientProcess(Process):
 
     def _tick(self) -> None:
         self.world.at(TICK_MS, self, self._tick)
+        self.giving_up.expire(self.world.now / SCALE)
+        self.outbox.save()
         link = self.link
         if link is None:
             return
@@ -259,10 +302,16 @@ class ClientProcess(Process):
         while link is not None and (taken := self.flow.take(self.world.now / SCALE)) is not None:
             runs, given_up = taken
             if runs:
-                link.send(self, [Say.SUBMIT, runs])
+                self._submit(link, runs)
             if given_up:
                 self.world.count("client: a number given up")
                 link.send(self, [Say.GIVE_UP, given_up])
+
+    def _submit(self, link: Link, runs: list[Any]) -> None:
+        for session, sender_id, first_n, _, bodies in runs:
+            for n in range(first_n, first_n + len(bodies)):
+                self.world.history.append(("submitted", self.world.now, sender_id, session, n))
+        link.send(self, [Say.SUBMIT, runs])
 
     # ------------------------------------------------------------------ answers
 
@@ -270,6 +319,7 @@ class ClientProcess(Process):
         if link is not self.link:
             return
         self._heard_at = self.world.now
+        self.world.weather.answered(self)
         match message:
             case [Say.OPEN, 0, epoch, _, body_bytes_max]:
                 if not self.flow.opened(epoch, body_bytes_max):
@@ -309,6 +359,9 @@ class ClientProcess(Process):
                 self.world.note(self.name, "acked", session, n, seq, duplicate)
                 self.acked_here[session] = max(seq, self.acked_here.get(session, 0))
                 self.world.history.append(("acked", self.world.now, sender_id, session, n, seq))
+                lane = self.flow.lanes.get((session, sender_id))
+                if seq and lane is not None and n in lane.refusals:
+                    self.world.count("client: given up, and stored after all")
                 body = self.sent.get((session, sender_id, n))
                 if body is not None:
                     self.old.append((session, sender_id, n, body))

@@ -113,6 +113,7 @@ class Link:
         self.closed = [False, False]
         self._last = [0, 0]
         self._dead_from: list[int | None] = [None, None]
+        self._put_off = [0, 0]  # how many messages to an end were late, and come now
         self._late_until = [0, 0]  # until when nothing arrives at an end, and then everything at once
         self.replies: dict[int, Callable[[Any], None]] = {}
         self._ids = 0
@@ -145,9 +146,12 @@ class Link:
         self.replies[self._ids] = then
         self.send(sender, [say, self._ids, *items])
 
-    def _deliver(self, side: int, packed: bytes) -> None:
-        if self._late_until[side] > self.world.now:
-            self.world.at(self._late_until[side] - self.world.now, self.ends[side], self._deliver, side, packed)
+    def _deliver(self, side: int, packed: bytes, was_late: bool = False) -> None:
+        self._put_off[side] -= was_late
+        late = max(self._late_until[side] - self.world.now, 0)
+        if late or (self._put_off[side] and not was_late):  # none overtakes those that were late
+            self._put_off[side] += 1
+            self.world.at(late, self.ends[side], self._deliver, side, packed, True)
             return
         dead_from = self._dead_from[side]
         if self.closed[side] or (dead_from is not None and self.world.now >= dead_from):
@@ -173,7 +177,9 @@ class Link:
         """The network (or a death) cuts it: each end loses what was under way from some moment on, and learns of it later."""
         self.world.note("cut", self.ends[0].name, self.ends[1].name)
         for side in (0, 1):
-            self._dead_from[side] = self.world.now + self.world.rng.randrange(0, 6)
+            dead_from = self._dead_from[side]
+            now_dead_from = self.world.now + self.world.rng.randrange(0, 6)
+            self._dead_from[side] = now_dead_from if dead_from is None else min(dead_from, now_dead_from)
             if self.ends[side] is not by:
                 self.world.at(self.world.rng.randrange(0, 30), self.ends[side], self._learn, side)
 

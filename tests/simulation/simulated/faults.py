@@ -15,6 +15,7 @@ from simulated.register import Register
 from simulated.session import SessionProcess
 from simulated.store import INCARNATION, Disk, StoreProcess
 from simulated.supervisor import SupervisorProcess
+from simulated.weather import Weather
 from trilogue.actors.protocol.ensemble import Wish
 
 PROCESSES_MAX = 14
@@ -32,6 +33,7 @@ class Faults(Clockwork):
     wish: Wish
     dice: Random
     cut_off: set[tuple[str, str]]
+    weather: Weather
     calm: bool
     rude: float
 
@@ -112,6 +114,34 @@ class Faults(Clockwork):
                 if link.ends[0] is process and link.info.name == name:
                     link.cut()
             self._later(20, 300, self.cut_off.discard, (process.name, name))
+
+    def flap_a_client(self) -> None:
+        """Its network is there for a moment and then not, again and again."""
+        client = self._pick([client for client in self.clients if client.alive])
+        if client is not None:
+            when = 0
+            for _ in range(self.dice.randrange(2, 6)):
+                self.again(when, self._network_down, client.name)
+                when += self.dice.randrange(40, 120)
+                self.at(when, None, self.weather.up, client.name)
+                when += self.dice.randrange(15, 50)
+
+    def _network_down(self, name: str) -> None:
+        for client in self.clients:
+            if client.name == name:
+                self.note("network down", name)
+                self.weather.down(client)
+
+    def silence_a_client(self) -> None:
+        """Connected, and nothing comes back: what was sent arrives later, or never."""
+        client = self._pick([client for client in self.clients if client.alive])
+        if client is not None:
+            until = self.now + self.dice.randrange(50, 700)
+            self.note("silence", client.name, until)
+            self.weather.be_silent(client, until)
+            if self.dice.random() < 0.5:
+                for link in client.links:
+                    self.at(until - self.now, None, link.cut)
 
     def slow_network(self) -> None:
         self.delay_max = 40

@@ -48,6 +48,10 @@ PROFILES: dict[str, dict[str, int]] = {
         "crash_a_busy_owner": 4, "crash_a_busy_store": 3, "order_rudely": 3, "cut_off_a_store": 2, "damage_what_superseded": 6,
         "empty_a_store": 2,
     },
+    "weather": {
+        "flap_a_client": 4, "silence_a_client": 4, "cut_a_link": 2, "half_open_link": 3, "stall_a_link": 3, "slow_network": 2,
+        "crash_a_client": 4, "crash_an_owner": 2, "crash_everything": 1,
+    },
     "readers": {"cut_a_link": 4, "crash_a_client": 4, "order_another_writer": 1, "crash_an_owner": 2, "half_open_link": 2},
 }  # fmt: skip
 """What a story is mostly about: how often each fault is chosen."""
@@ -86,6 +90,12 @@ def make_plan(seed: int, profile: str, clients: list[str]) -> list[Step]:
             "ask_for_heads",
         ):
             drawn += [(rng.randrange(0, FAULTS_END_MS), what, client) for _ in range(rng.randrange(1, 5))]
+    if profile == "weather":
+        for client in clients:
+            drawn += [(rng.randrange(0, FAULTS_END_MS), "cancel_one", client) for _ in range(rng.randrange(2, 8))]
+            for _ in range(rng.randrange(3, 10)):
+                when = rng.randrange(0, FAULTS_END_MS)
+                drawn += [(when, "hand_over_with_a_deadline", client)] * rng.choice((1, 1, 2, 5))
     weights = PROFILES[profile]
     faults = rng.choices(list(weights), list(weights.values()), k=rng.randrange(3, 14))
     drawn += [(rng.randrange(0, FAULTS_END_MS), fault, "") for fault in faults]

@@ -22,6 +22,7 @@ from simulated.register_rounds import RoundsRegister
 from simulated.session import SessionProcess
 from simulated.store import Disk, Fill, Join, StoreProcess
 from simulated.supervisor import SupervisorProcess
+from simulated.weather import Weather
 from simulated.witness import Witness
 from trilogue.actors.protocol.ensemble import Wish
 from trilogue.actors.protocol.errors import ProtocolError
@@ -83,6 +84,7 @@ class Story(Faults):
         self.history: list[tuple[Any, ...]] = []
         self.dice = Random(seed)
         self.calm = False
+        self.weather = Weather(self, bad=self.profile == "weather")
         self.cut_off = set()
         self.rude = self.rng.choice((0.0, 0.0, 0.3))
         self.wish = Wish(COPIES, 2 if self.profile == "joins" else self.rng.choice((2, 3, 3, 3)), STORES)
@@ -173,15 +175,15 @@ class Story(Faults):
 
     # ------------------------------------------------------------------ the two phases
 
-    def play(self) -> Outcome:
+    def play(self, faults_end_ms: int = FAULTS_END_MS) -> Outcome:
         """The whole story, and the judgement."""
         anomalies: list[str] = []
         try:
             for step in self.steps:
                 self.at(step.when, None, self._do, step)
-            self.run_until(FAULTS_END_MS)
+            self.run_until(faults_end_ms)
             self._calm_down()
-            self.run_until(FAULTS_END_MS + PATIENCE_MS, done=self._is_well)
+            self.run_until(faults_end_ms + PATIENCE_MS, done=self._is_well)
             self.covered["simulated ms"] = self.now
             self._settle()
         except (InvariantBroken, ProtocolError) as error:
@@ -212,6 +214,7 @@ class Story(Faults):
         self.register.cut_off.clear()
         self.register.stalled_until = 0
         self.cut_off.clear()
+        self.weather.clear_up()
         self.normal_network()
         for process in [*self.sessions, *self.stores.values()]:
             self.wake(process)

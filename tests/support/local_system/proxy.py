@@ -36,6 +36,7 @@ class BadNetwork:
         self.delay_s_max = 0.0  # each frame to a client arrives up to so much later
         self.acks_swallowed = 0
         self.cuts = 0
+        self.begun = 0  # connections that somebody began, whatever became of them
         self._random = random.Random(seed)
         self._heard = asyncio.Event()
         self._heard.set()
@@ -97,6 +98,7 @@ class BadNetwork:
 
     async def _serve(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = address.rpartition(":")
+        self.begun += 1
         if self.down:
             writer.transport.abort()
             return

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trilogue.actors.protocol.errors import MessageTooLarge, TrilogueError
+from trilogue.actors.protocol.errors import GivenUp, MessageTooLarge, TrilogueError
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack
 from trilogue.actors.protocol.vocabulary import Code
@@ -22,6 +22,7 @@ from trilogue.client.outbox.sqlite import Commit, Stored
 from trilogue.client.reading.heads import Heads
 from trilogue.client.sending.answers import Answers
 from trilogue.client.sending.flow import Flow
+from trilogue.client.sending.giving_up import GivingUp
 from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES
 
 SMALL = Limits(
@@ -101,6 +102,9 @@ class MemoryMachine(RuleBasedStateMachine):
         self.server = Server()
         self.posted: dict[tuple[str, str], list[tuple[bytes, Caller]]] = {lane: [] for lane in LANES}
         self.bodies = itertools.count()
+        self.submitted: set[bytes] = set()
+        self.may_end: set[bytes] = set()  # they had a deadline, or were cancelled
+        self.told_so: set[bytes] = set()  # their sender has heard that they were given up
         self.to_server: list[tuple[str, Any]] = []
         self.to_client: list[tuple[str, int, Any]] = []
         self.awaited: list[tuple[int, list[Any]]] = []  # acks that wait for the commit of the log up to there
@@ -113,6 +117,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def connect_parts(self) -> None:
         self.flow = Flow(0, SMALL)
         self.answers = Answers(self.flow, self.outbox, Heads())
+        self.giving_up = GivingUp(self.outbox)
         for lane in self.outbox.lanes.values():
             self.flow.add(lane)
 
@@ -127,6 +132,22 @@ class MemoryMachine(RuleBasedStateMachine):
         for k in range(count):
             body = TOO_LARGE if large and k == 1 else b"%05d" % next(self.bodies) + b"x" * (size - 5)
             self.hand_over(lane, body)
+
+    @rule(lane=st.sampled_from(LANES), count=st.integers(1, 4), deadline=st.sampled_from([0.5, 2.0, 5.0]))
+    def post_with_a_deadline(self, lane: tuple[str, str], count: int, deadline: float) -> None:
+        for _ in range(count):
+            body = b"%05d" % next(self.bodies)
+            self.may_end.add(body)
+            self.hand_over(lane, body)
+            self.giving_up.watch(self.outbox.lanes[lane], self.posted[lane][-1][1], self.now + deadline, deadline)
+
+    @rule(lane=st.sampled_from(LANES), back=st.integers(1, 6))
+    def cancel(self, lane: tuple[str, str], back: int) -> None:
+        if back <= len(self.posted[lane]):
+            body, caller = self.posted[lane][-back]
+            if self.giving_up.cancel(caller):
+                assert body not in self.submitted or body == TOO_LARGE, "it may have been stored (design §8)"
+                self.may_end.add(body)
 
     def hand_over(self, name: tuple[str, str], body: bytes) -> None:
         lane = self.outbox.lane(*name)
@@ -152,6 +173,7 @@ class MemoryMachine(RuleBasedStateMachine):
             run = self.flow.take_alone(self.outbox.lanes[lane], self.now)
             if run is not None:
                 self.to_server.append(("submit", [[*run[:3], list(run[3]), list(run[4])]]))  # packed at once
+                self.note_submitted(run)
 
     @rule(lane=st.sampled_from(LANES), at=st.integers(0, 20))
     def cancel_the_wait(self, lane: tuple[str, str], at: int) -> None:
@@ -179,15 +201,27 @@ class MemoryMachine(RuleBasedStateMachine):
             if runs:
                 assert len({(run[0], run[1]) for run in runs}) == len(runs), "a lane stands in a submission once"
                 assert all(len(run[4]) <= SMALL.run_messages_max for run in runs)
+                for run in runs:
+                    self.note_submitted(run)
                 self.to_server.append(("submit", runs))
             if given_up:
                 self.to_server.append(("give up", given_up))
         assert self.flow.in_flight_messages <= SMALL.in_flight_messages_max
 
+    def note_submitted(self, run: list[Any]) -> None:
+        assert not self.told_so & set(run[4]), "it was given up, and is sent"
+        self.submitted.update(run[4])
+
     @rule(seconds=st.sampled_from([0.5, 1.0, 5.0]))
     def tick(self, seconds: float) -> None:
         self.now += seconds
+        self.giving_up.expire(self.now)
         self.flow.overdue(self.now)
+
+    @invariant()
+    def what_was_given_up_is_remembered(self) -> None:
+        given_up = [body for posted in self.posted.values() for body, caller in posted if isinstance(caller.outcome, GivenUp)]
+        self.told_so.update(body for body in given_up if body != TOO_LARGE)  # all of those are one body
 
     # ------------------------------------------------------------------ the network and the server
 
@@ -311,14 +345,18 @@ class MemoryMachine(RuleBasedStateMachine):
         self.calm()
         for (session, sender), posted in self.posted.items():
             stored = [body for s, i, _, body in self.server.log if s == session and i.startswith(f"{sender}/") and body]
-            assert stored == [body for body, _ in posted if body != TOO_LARGE], "lost, twice, or out of order (G4, G5)"
+            wanted = [body for body, _ in posted if body != TOO_LARGE and (body not in self.may_end or body in stored)]
+            assert stored == wanted, "lost, twice, or out of order (G4, G5)"
             for body, caller in posted:
                 if isinstance(caller.outcome, Ack):
                     ack = caller.outcome
                     assert self.server.seq(ack.session, ack.sender_id, ack.n) == ack.seq
                     assert self.server.numbers(ack.session, ack.sender_id)[ack.n] == body
                 elif body == TOO_LARGE:
-                    assert caller.cancelled or isinstance(caller.outcome, MessageTooLarge)
+                    assert caller.cancelled or isinstance(caller.outcome, MessageTooLarge | GivenUp)
+                elif isinstance(caller.outcome, GivenUp):
+                    assert body in self.may_end
+                    assert caller.outcome.may_be_stored or body not in stored, "0 copies means 0 copies (G8)"
                 else:
                     assert caller.cancelled
 
@@ -330,6 +368,7 @@ class Disk:
         self.outbox_id = outbox_id
         self.lanes: dict[tuple[str, str, str], tuple[int, int]] = {}
         self.batches: dict[int, list[Any]] = {}
+        self.given_up: set[tuple[str, str, str, int]] = set()
 
     def apply(self, commit: Commit) -> None:
         if commit.batch_id:
@@ -339,13 +378,16 @@ class Disk:
             self.lanes[(session, sender, outbox_id)] = (next_n, retired)
         for number in commit.delete:
             del self.batches[number]
+        self.given_up |= set(commit.given_up)
+        for *lane, below in commit.settled:
+            self.given_up = {row for row in self.given_up if list(row[:3]) != lane or row[3] >= below}
         if commit.forget_retired:
             self.lanes = {name: row for name, row in self.lanes.items() if not row[1]}
         self.outbox_id = commit.outbox_id or self.outbox_id
 
     def stored(self) -> Stored:
         rows = [(*name, *row) for name, row in self.lanes.items()]
-        return Stored(self.outbox_id, rows, sorted(self.batches.items()))
+        return Stored(self.outbox_id, rows, sorted(self.batches.items()), tuple(self.given_up))
 
 
 class FileMachine(MemoryMachine):
@@ -402,6 +444,7 @@ class FileMachine(MemoryMachine):
         self.finish_commits()
         self.tidy()
         self.finish_commits()
+        assert self.disk.given_up == set(), "what was given up is settled"
         assert self.disk.batches == {}, "everything has its outcome, so nothing is left to be sent again"
         numbers = {name: lane.next_n for name, lane in self.outbox.lanes.items() if lane.next_n > 1}
         reopened = self.new_outbox()
@@ -409,6 +452,6 @@ class FileMachine(MemoryMachine):
 
 
 TestOutboxInMemory = MemoryMachine.TestCase
-TestOutboxInMemory.settings = settings(max_examples=80, stateful_step_count=50)
+TestOutboxInMemory.settings = settings(max_examples=100, stateful_step_count=50)
 TestOutboxInFile = FileMachine.TestCase
-TestOutboxInFile.settings = settings(max_examples=80, stateful_step_count=50)
+TestOutboxInFile.settings = settings(max_examples=100, stateful_step_count=50)

@@ -11,7 +11,7 @@ import pytest
 
 from trilogue.actors import wire
 from trilogue.actors.protocol import errors, invariants
-from trilogue.actors.protocol.errors import TrilogueError, Unsent
+from trilogue.actors.protocol.errors import GivenUp, TrilogueError, Unsent
 from trilogue.actors.protocol.vocabulary import Code
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, TrilogueError)]
@@ -20,6 +20,8 @@ CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if is
 def example(kind: type[Exception]) -> Exception:
     if kind is Unsent:
         return Unsent(3)
+    if kind is GivenUp:
+        return GivenUp("it may have been stored", True)
     return kind("the text says what to do")
 
 

@@ -553,13 +553,13 @@ def _never_submitted(self: Any, given: Any, give_up: Any = GivingUp._give_up) ->
 def _skip_whatever_it_is(self: Any, source: Any, numbers: Any, now_us: int, give_up: Any = Sequencer._give_up) -> list[Any]:
     before = {}
     for session, sender_id, n in numbers:
-        state = self.sessions.get(session)
+        state = self._states.hot.get(session)
         if state is not None and state.last_n.get(sender_id, 0) >= n > 1:
             before.setdefault((session, sender_id), state.last_n[sender_id])
             state.last_n[sender_id] = n - 1
     effects: list[Any] = give_up(self, source, numbers, now_us)
     for (session, sender_id), last_n in before.items():
-        self.sessions[session].last_n[sender_id] = last_n
+        self._states.hot[session].last_n[sender_id] = last_n
     return effects
 
 

@@ -29,12 +29,10 @@ from typing import Any
 
 from trilogue.actors.acceptor import VOTES, Acceptor
 from trilogue.actors.config import StoreConfig
+from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.journal import (
-    Entry,
     FenceRecord,
     FillRecord,
-    FrameFilled,
-    FrameFound,
     JoinRecord,
     Journal,
     JournalFull,
@@ -48,14 +46,13 @@ from trilogue.actors.protocol.errors import (
     DirectoryInUse,
     ProtocolError,
 )
-from trilogue.actors.protocol.holdings import Fence, Interval
+from trilogue.actors.protocol.holdings import Interval
 from trilogue.actors.protocol.store import (
     AppendAsked,
     Event,
     FenceAsked,
     FillAsked,
     JoinAsked,
-    StoreState,
     SyncFirst,
     Tell,
     Write,
@@ -68,7 +65,7 @@ from trilogue.actors.protocol.vocabulary import APPEND, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.scrubber import Held, Scrubber
 from trilogue.actors.server import Server, answer_later, listen_preferring
-from trilogue.actors.store_places import FramePlaces
+from trilogue.actors.store_contents import StoreContents
 from trilogue.actors.store_reader import READS, StoreReader
 from trilogue.actors.wire import Connection
 
@@ -87,8 +84,8 @@ class StoreActor:
         self._config = config
         self._limits = config.limits
         self._partitions = config.partitions
-        self._state = StoreState(config.log_id, config.limits)
-        self._places: dict[int, FramePlaces] = {}
+        self._held = StoreContents(config.log_id, config.limits)
+        self._state = self._held.state
         self._journal: Journal | None = None
         self._acceptor: Acceptor | None = None
         self._acceptor_problem: DataError | None = None
@@ -99,6 +96,7 @@ class StoreActor:
         self._tells: list[Tell] = []
         self._flush_is_due = False
         self._heard: dict[int, tuple[Connection, float]] = {}
+        self._indexes: IndexKeeper | None = None
         self._reader: StoreReader | None = None
         self._scrubber: Scrubber | None = None
         self._loop = asyncio.get_running_loop()
@@ -138,6 +136,7 @@ class StoreActor:
             "incarnation": self._info.get("incarnation"),
             "journal": journal.status() if journal is not None else None,
             "register": self._acceptor.status() if self._acceptor is not None else str(self._acceptor_problem or "not open"),
+            "index": self._indexes.status() if self._indexes is not None else None,
             "scrubber": self._scrubber.status() if self._scrubber is not None else None,
             "disk_bytes_free": shutil.disk_usage(self._config.directory).free if journal is not None else None,
             "partitions": {
@@ -176,11 +175,15 @@ class StoreActor:
         end_process(await self._reason_to_end(directory_mark(self._config.directory)))
 
     def _serve(self, journal: Journal) -> None:
-        self._reader = StoreReader(journal, self._places, self._committed_upto, self._found_bad, self._limits)
-        held = Held(self._state.partitions, self._places)
-        self._scrubber = Scrubber(journal.directory, held, self._reader.readable_again, self._limits)
-        self._full = journal.full
         identity = journal.identity
+        mark = f"{identity.store} {identity.incarnation} {identity.log_id:x}"
+        self._indexes = IndexKeeper(journal.directory, mark, self._held.crc_at, self._limits)
+        self._reader = StoreReader(
+            journal, self._held.places, self._indexes, self._held.committed_upto, self._found_bad, self._limits
+        )
+        catalogue = Held(self._state.partitions, self._held.places)
+        self._scrubber = Scrubber(journal.directory, catalogue, self._reader.readable_again, self._limits)
+        self._full = journal.full
         settle_process()
         self._info.update(store=identity.store, incarnation=identity.incarnation)
         self._settle(None)
@@ -191,10 +194,6 @@ class StoreActor:
         """The reader's thread could not read a frame."""
         if self._scrubber is not None:
             self._loop.call_soon_threadsafe(self._scrubber.found_bad, partition, index, problem)
-
-    def _committed_upto(self, partition: int) -> int:
-        state = self._state.partitions.get(partition)
-        return state.committed_upto if state is not None else 0
 
     async def _reason_to_end(self, directory: tuple[int, ...]) -> str:
         """Returns when the process must end, to begin anew: for most stores, never."""
@@ -223,7 +222,7 @@ class StoreActor:
                 await asyncio.sleep(LOCK_RETRY_S)
         identity = open_identity(directory, cluster=config.cluster_id, log_id=config.log_id, fresh_store=uuid.uuid4().hex)
         await asyncio.to_thread(self._open_acceptor, directory)
-        return await asyncio.to_thread(Journal.open, directory, identity, self._limits, self._replay)
+        return await asyncio.to_thread(Journal.open, directory, identity, self._limits, self._held.replay)
 
     def _open_acceptor(self, directory: Path) -> None:
         try:
@@ -232,31 +231,6 @@ class StoreActor:
             )
         except DataError as problem:
             self._acceptor_problem = problem
-
-    def _replay(self, entry: Entry) -> None:
-        if isinstance(entry, FrameFound):
-            partition = entry.header.partition
-            self._state.replay_frame(entry.header)
-            self._places_of(partition).take(entry.header.index, entry.position)
-        elif isinstance(entry, FrameFilled):
-            partition = entry.header.partition
-            self._state.replay_fill(entry.header)
-            self._places_of(partition).fill(entry.header.index, entry.position, self._state.partition(partition).base)
-        elif isinstance(entry, FenceRecord):
-            self._state.replay_fence(entry.partition, Fence(entry.epoch, entry.writer, entry.address))
-        elif isinstance(entry, JoinRecord):
-            partition, fence = entry.partition, Fence(entry.epoch, entry.writer, entry.address)
-            kept = self._state.replay_join(partition, fence, entry.number, entry.first, entry.prev_crc, entry.intervals)
-            if kept is not None:
-                self._places_of(partition).join(entry.first, kept, self._state.partition(partition).base)
-        else:
-            self._state.replay_incarnation()
-
-    def _places_of(self, partition: int) -> FramePlaces:
-        places = self._places.get(partition)
-        if places is None:
-            places = self._places[partition] = FramePlaces()
-        return places
 
     # ------------------------------------------------------------------ taking messages
 
@@ -299,7 +273,7 @@ class StoreActor:
         elif say == Say.WHERE:
             connection.reply(request, self._route())
         elif say == Say.PARTITIONS:
-            connection.reply(request, sorted(partition for partition, places in self._places.items() if not places.empty))
+            connection.reply(request, self._held.partitions())
         elif say == Say.INSPECT and len(arguments) in (1, 4) and arguments[0] in range(self._partitions):
             self._on_inspect(connection, request, *arguments)
         elif say == Say.HEARD and len(arguments) == 1 and arguments[0] in range(self._partitions):
@@ -416,14 +390,7 @@ class StoreActor:
         for source, message, _ in tells:
             source.send(message)
         # Only now: whoever waits for an answer waits for the disk and nothing else, and nobody reads in this turn of the loop.
-        for write, position in zip(writes, positions, strict=True):
-            if isinstance(write, WriteFrame):
-                places = self._places.get(write.partition) or self._places_of(write.partition)
-                places.take(write.frame_index, position)
-            elif isinstance(write, WriteFill):
-                self._places_of(write.partition).fill(write.frame_index, position, write.base)
-            elif isinstance(write, WriteJoin) and write.kept is not None:
-                self._places_of(write.partition).join(write.first, write.kept, write.base)
+        self._held.stored(writes, positions)
 
     def _on_full(self, tells: list[Tell]) -> None:
         """Nothing of this batch is on disk: who asked is told, and the memory of it ends with this process."""

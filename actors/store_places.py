@@ -9,14 +9,60 @@ disk. It must not know what a frame holds. Rules:
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from threading import Lock
 
 from trilogue.actors.journal import Position
+from trilogue.actors.protocol.frames import ALIGNMENT
 from trilogue.actors.protocol.holdings import Interval, Row
 from trilogue.actors.protocol.invariants import require
 
-Places = Row[Position]
+_OFFSET_BITS = 36  # in units of the alignment: files of half a TiB
+_OFFSETS = (1 << _OFFSET_BITS) - 1
+_new = tuple.__new__
+
+
+class Places:
+    """The places of consecutive frames: 12 bytes each."""
+
+    __slots__ = ("_sizes", "_where")
+
+    def __init__(self, where: Row[int] | None = None, sizes: Row[int] | None = None) -> None:
+        self._where: Row[int] = where if where is not None else Row(array("Q"))
+        self._sizes: Row[int] = sizes if sizes is not None else Row(array("I"))
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, at: int) -> Position:
+        where, size = self._where[at], self._sizes[at]
+        return _new(Position, (where >> _OFFSET_BITS, (where & _OFFSETS) * ALIGNMENT, size * ALIGNMENT))
+
+    def append(self, position: Position) -> None:
+        """Put a place behind all others."""
+        file, offset, size = position
+        self._where.append(file << _OFFSET_BITS | offset // ALIGNMENT)
+        self._sizes.append(size // ALIGNMENT)
+
+    def put_behind(self, places: Places) -> None:
+        """Put those of the frames that follow behind these."""
+        self._where.put_behind(places._where)
+        self._sizes.put_behind(places._sizes)
+
+    def put_before(self, places: Places) -> None:
+        """Put those of the frames that these follow before these, at their cost."""
+        self._where.put_before(places._where)
+        self._sizes.put_before(places._sizes)
+
+    def cut(self, at: int) -> None:
+        """Drop those from position `at` on."""
+        self._where.cut(at)
+        self._sizes.cut(at)
+
+    def part(self, start: int, end: int) -> Places:
+        """Those from `start` to before `end`, copied."""
+        return Places(self._where.part(start, end), self._sizes.part(start, end))
 
 
 class FramePlaces:
@@ -25,7 +71,7 @@ class FramePlaces:
     def __init__(self) -> None:
         self.base = 1
         self.last_index = 0  # of the chain, on disk
-        self._chain: Places = Row([])
+        self._chain = Places()
         self._older: list[tuple[int, Places]] = []  # (the first index, …), in order
         self._lock = Lock()
 
@@ -82,7 +128,7 @@ class FramePlaces:
                 if at <= start < at + len(places)
             ]
             require([(at, at + len(places) - 1) for at, places in self._older] == kept, "what was kept has no places")
-            self.base, self._chain, self.last_index = first, Row([]), first - 1
+            self.base, self._chain, self.last_index = first, Places(), first - 1
             self._settle(base)
 
     def fill(self, index: int, position: Position, base: int) -> None:
@@ -98,7 +144,9 @@ class FramePlaces:
                 self._older[at][1].append(position)
             else:
                 at += 1
-                self._older.insert(at, (index, Row([position])))
+                places = Places()
+                places.append(position)
+                self._older.insert(at, (index, places))
             self._connect(at)
             self._settle(base)
 

@@ -1,16 +1,18 @@
 """What a store reads back for those who ask (design §9): frames, sessions' states, runs, a retry's originals.
 
-Owns the one thread that reads, and each partition's index. It must not know connections, fences or the append path: it is given
-the journal, the places of what is on disk and, for each partition, what is known to be committed. Rules:
+Owns the one thread that reads, and when there is time for the indexes. It must not know connections, fences or the append path:
+it is given the journal, the places of what is on disk, the indexes and, for each partition, what is known to be committed.
+Rules:
 
-1. An index is only touched in the reader's thread; it takes in frames only up to what the asking writer vouches for, or what
-   the store itself knows to be committed.
+1. The indexes are only touched in the reader's thread; they take in frames only up to what the asking writer vouches for, or
+   what the store itself knows to be committed.
 2. Whatever leaves here was checked against a CRC after it was read.
 3. Indexes exist for partitions that are here from frame 1 on. All else is `Unavailable`: a store that lacks the beginning would
    answer "no such session" by mistake. A frame, though, is given whoever asks for it by its index.
 4. Indexes are kept up in the background, so that a takeover finds them ready: with all of the time while the store does not
    write; with a quarter of it at most while it does, and then only where its writer says that a taker would ask here first
-   (three stores that did so cost 80 µs a lonely message).
+   (three stores that did so cost 80 µs a lonely message). Who asks while one is far behind is told so, and that partition is
+   caught up at once.
 5. A frame that cannot be read is told, so that it is taken back from a peer (`found_bad`, called in the reader's thread).
 """
 
@@ -18,28 +20,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
 from typing import Any
 
+from trilogue.actors.index.catalogue import CatalogueDamaged
+from trilogue.actors.index.entries import Place
+from trilogue.actors.index.keeper import IndexKeeper
+from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.journal import Journal
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.actors.store_index import Place, StoreIndex
 from trilogue.actors.store_places import FramePlaces
 
 READS = (Say.FRAMES, Say.STATES, Say.RUNS, Say.RECALL)
 SLICE_S = 0.001
 """How long the thread works on indexes before others may have it: an append that comes meanwhile waits for it."""
-SLICE_FRAMES = 64
+ASKED_SLICE_S = 0.25
+"""How long it works on an index that is behind before who asked is told to ask again."""
+STATES_SLICE_S = 0.05
+"""How long it looks up sessions for one request (70 µs each) before the rest is to be asked for again."""
 READ_AHEAD_BYTES = 256 * 1024
 RESTS_WHILE_BUSY = 3
 """How many times as long as a slice it rests after it while the store writes: a quarter of the time is its share."""
 QUIET_S = 0.25
 """A store that wrote nothing for so long is not busy."""
+REST_S = 3.0
+"""A store that wrote nothing for so long has time to write its indexes to the catalogue."""
 LOOK_AGAIN_S = 0.1
 
 
@@ -50,6 +61,7 @@ class StoreReader:
         self,
         journal: Journal,
         places: Mapping[int, FramePlaces],
+        indexes: IndexKeeper,
         committed_upto: Callable[[int], int],
         found_bad: Callable[[int, int, str], None],
         limits: Limits,
@@ -59,9 +71,11 @@ class StoreReader:
         self._committed_upto = committed_upto
         self._found_bad = found_bad
         self._limits = limits
-        self._indexes: dict[int, StoreIndex] = {}
+        self._indexes = indexes
         self._warm: set[int] = set()
+        self._asked_for: set[int] = set()  # partitions whose index was behind when it was needed
         self._unreadable: set[int] = set()
+        self._ahead: dict[int, ReadAhead] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trilogue-read")
 
     async def answer(self, read: Callable[[], Any]) -> Any:
@@ -74,18 +88,21 @@ class StoreReader:
             case Say.FRAMES, [int(partition), int(first), int(last)]:
                 return lambda: self._frames(partition, first, last)
             case Say.STATES, [int(partition), int(upto), list(asked)]:
-                sessions = list(map(_asked_for, asked))
-                return lambda: self._index(partition, upto).states(sessions, self._limits.history_bytes_max)
+                sessions, senders_max = list(map(_asked_for, asked)), self._limits.senders_answered_max
+                page_bytes = self._limits.history_bytes_max
+                return lambda: self._ask(
+                    partition, upto, lambda index, _: index.states(_for_a_while(sessions), senders_max, page_bytes)
+                )
             case Say.RUNS, [int(), int(), str(), int(), int()]:
                 return self.reading(say, [*arguments, self._limits.history_bytes_max])
             case Say.RUNS, [int(partition), int(upto), str(session), int(after), int(limit), int(size)]:
-                bytes_max = min(size, self._limits.history_bytes_max)
-                return lambda: self._index(partition, upto).runs(
-                    session, after, limit, bytes_max, lambda place: self._record(partition, place)
+                page_bytes = min(size, self._limits.history_bytes_max)
+                return lambda: self._ask(
+                    partition, upto, lambda index, read: index.runs(session, after, limit, page_bytes, read)
                 )
             case Say.RECALL, [int(partition), int(upto), str(session), str(sender_id), int(first_n), int(last_n)]:
-                return lambda: self._index(partition, upto).recall(
-                    session, sender_id, first_n, last_n, lambda place: self._record(partition, place)
+                return lambda: self._ask(
+                    partition, upto, lambda index, read: index.recall(session, sender_id, first_n, last_n, read)
                 )
         raise ProtocolError(f"a read {say} of unknown shape")
 
@@ -104,25 +121,27 @@ class StoreReader:
         while True:
             if self._journal.fdatasyncs != syncs:
                 syncs, wrote_at = self._journal.fdatasyncs, clock()
-            busy = clock() - wrote_at < QUIET_S
-            partitions = [p for p in self._places if p in self._warm or not busy]
-            behind, took_s = await self.answer(partial(self._catch_up_a_little, partitions)) if partitions else (False, 0.0)
-            if not behind:
+            quiet_s = clock() - wrote_at
+            busy = quiet_s < QUIET_S
+            urgent = not busy or bool(self._asked_for)
+            partitions = [p for p in self._places if p in self._warm or p in self._asked_for or not busy]
+            more, took_s = await self.answer(partial(self._work_a_little, partitions, rest=quiet_s >= REST_S))
+            if not more:
                 await asyncio.sleep(LOOK_AGAIN_S)
             else:
-                await asyncio.sleep(RESTS_WHILE_BUSY * took_s if busy else 0)
+                await asyncio.sleep(0 if urgent else RESTS_WHILE_BUSY * took_s)
 
-    def _catch_up_a_little(self, partitions: list[int]) -> tuple[bool, float]:
+    def _work_a_little(self, partitions: list[int], *, rest: bool) -> tuple[bool, float]:
         began = monotonic()
-        behind = False
-        for partition in partitions:
-            try:
-                behind = self._catch_up(partition, began + SLICE_S) or behind
-            except Unavailable:
-                continue  # its base has moved
-            except Corrupt:
-                self._unreadable.add(partition)  # who asks for it will be told
-        return behind, monotonic() - began
+        more = False
+        try:
+            for partition in partitions:
+                more = self._catch_up(partition, began + SLICE_S) or more
+            more = self._indexes.tidy(monotonic() + SLICE_S, rest=rest and not more) or more
+        except (CatalogueDamaged, sqlite3.Error) as damage:
+            self._discard(damage)
+            more = True
+        return more, monotonic() - began
 
     def _catch_up(self, partition: int, deadline: float) -> bool:
         """Take committed frames into the partition's index until the deadline; whether there are more."""
@@ -130,40 +149,46 @@ class StoreReader:
         if places.base != 1 or partition in self._unreadable:
             return False
         upto = min(self._committed_upto(partition), places.last_index)
-        index = self._indexes.setdefault(partition, StoreIndex())
-        while index.upto < upto:
-            if monotonic() >= deadline:
+        try:
+            if not self._advance(partition, upto, deadline):
                 return True
-            last = min(upto, index.upto + SLICE_FRAMES)
-            index.catch_up(last, self._frames_ahead(partition, last))
+        except Unavailable:
+            return False  # its base has moved
+        except Corrupt:
+            self._unreadable.add(partition)  # who asks for it will be told
+            return False
+        self._asked_for.discard(partition)
         return False
 
-    def _frames_ahead(self, partition: int, upto: int) -> Callable[[int], bytes]:
-        """`_frame` for frames up to `upto` in their order: those that lie in a row are read at once (a tenth of the time)."""
-        ahead: dict[int, bytes] = {}
-        read_upto = 0
-
-        def frame(index: int) -> bytes:
-            nonlocal read_upto
-            if index > read_upto and (row := self._places[partition].row(index, upto, READ_AHEAD_BYTES)):
-                read_upto = index + len(row) - 1
-                # If one of them went bad, each is read alone, and `_frame` says so of the right one.
-                with contextlib.suppress(Corrupt):
-                    ahead.update(enumerate(self._journal.read_row(row), index))
-            return ahead.pop(index, None) or self._frame(partition, index)
-
-        return frame
-
-    def _index(self, partition: int, upto: int) -> StoreIndex:
-        """The partition's index, with every frame up to `upto`, which its writer vouches for."""
+    def _ask(self, partition: int, upto: int, query: Callable[[PartitionIndex, Callable[[Place], bytes]], Any]) -> Any:
+        """Ask the partition's index, with every frame in it up to `upto`, which its writer vouches for."""
         places = self._places.get(partition)
         if places is not None and places.base != 1:
             raise Unavailable(f"this store holds partition {partition} from frame {places.base} on only: ask another one")
         if upto > (places.last_index if places is not None else 0):
             raise Unavailable(f"this store does not hold frame {upto} of partition {partition} yet: ask again")
-        index = self._indexes.setdefault(partition, StoreIndex())
-        index.catch_up(upto, self._frames_ahead(partition, upto))
-        return index
+        try:
+            if not self._advance(partition, upto, monotonic() + ASKED_SLICE_S):
+                self._asked_for.add(partition)
+                done = self._indexes.of(partition).upto
+                raise Unavailable(f"this store has indexed {done} of {upto} frames of partition {partition}: ask again")
+            return query(self._indexes.of(partition), partial(self._record, partition))
+        except (CatalogueDamaged, sqlite3.Error) as damage:
+            self._discard(damage)
+            raise Unavailable(f"this store makes its index of partition {partition} anew: ask again") from damage
+
+    def _advance(self, partition: int, upto: int, deadline: float) -> bool:
+        if partition not in self._places:
+            return True  # nothing is here, and nothing was asked for
+        ahead = self._ahead.get(partition)
+        if ahead is None:
+            ahead = self._ahead[partition] = ReadAhead(self._journal, self._places[partition])
+        ahead.upto = upto
+        return self._indexes.advance(partition, upto, lambda i: ahead.take(i) or self._frame(partition, i), deadline)
+
+    def _discard(self, damage: Exception) -> None:
+        self._indexes.discard(damage)
+        self._ahead.clear()
 
     def _frame(self, partition: int, index: int) -> bytes:
         position = self._places[partition].at(index)
@@ -199,6 +224,33 @@ class StoreReader:
                 break
             frames.append(self._frame(partition, index))
         return frames
+
+
+class ReadAhead:
+    """Frames in their order: those that lie in a row are read at once (a tenth of the time)."""
+
+    def __init__(self, journal: Journal, places: FramePlaces) -> None:
+        self.upto = 0  # none behind this is read
+        self._journal, self._places = journal, places
+        self._frames: dict[int, bytes] = {}
+        self._read_upto = 0
+
+    def take(self, index: int) -> bytes | None:
+        """The frame at `index`; nothing if it, or one that lies in its row, cannot be read: then read it alone."""
+        if index > self._read_upto and (row := self._places.row(index, self.upto, READ_AHEAD_BYTES)):
+            self._read_upto = index + len(row) - 1
+            with contextlib.suppress(Corrupt):
+                self._frames = dict(enumerate(self._journal.read_row(row), index))
+        return self._frames.pop(index, None)
+
+
+def _for_a_while(sessions: list[tuple[str, list[str]]]) -> Iterator[tuple[str, list[str]]]:
+    """The first of them, and those that are reached in time: others wait for this thread, too."""
+    deadline = monotonic() + STATES_SLICE_S
+    for k, session in enumerate(sessions):
+        if k and monotonic() >= deadline:
+            return
+        yield session
 
 
 def _asked_for(item: Any) -> tuple[str, list[str]]:

@@ -67,6 +67,9 @@ class Limits:
     scrub_bytes_per_s: int = 4 * MIB
     scrub_round_ms: int = 60_000
     directory_lock_wait_ms: int = 10_000
+    index_recent_bytes_max: int = 48 * MIB
+    index_resting_bytes_max: int = 1 * MIB
+    senders_answered_max: int = 64
 
     # the register
     register_round_ms: int = 1_000
@@ -111,6 +114,8 @@ class Limits:
             self.history_bytes_max + self.submit_bytes_max + self.body_bytes_max + 64 * KIB <= self.wire_bytes_max,
             "a page of history that one last run overfills fits a wire frame",
         )
+        require(self.frame_bytes_max < 16 * MIB, "an entry of a store's index has 24 bits for a place inside a frame")
+        require(self.index_resting_bytes_max <= self.index_recent_bytes_max, "what stays in memory is recent")
         require(self.page_messages_max <= self.history_messages_max, "a subscription's page is a page")
         require(self.page_bytes_max <= self.history_bytes_max, "a subscription's page is a page")
         require(

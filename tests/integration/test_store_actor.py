@@ -230,9 +230,17 @@ def test_index_is_kept_up_in_the_background_up_to_what_is_known_committed(run: C
         await world.heard([Say.STORED, 0, 2, 20, crc(LOG[19])])
         reader = store._reader
         assert reader is not None
-        await world.until(lambda: 0 in reader._indexes and reader._indexes[0].upto == 19)
+        await world.until(lambda: 0 in reader._indexes.indexes and reader._indexes.of(0).upto == 19)
         await asyncio.sleep(0.05)
-        assert reader._indexes[0].upto == 19, "frame 20 is not known to be committed"
+        assert reader._indexes.of(0).upto == 19, "frame 20 is not known to be committed"
+
+    run(scenario)
+
+
+def test_new_store_knows_no_session(run: Callable[[Scenario], None]) -> None:
+    async def scenario(world: World) -> None:
+        await world.start()
+        assert await (await world.writer()).request(Say.STATES, 0, 0, [["s", [], []]]) == [0, 0, [[0, {}, True, {}]]]
 
     run(scenario)
 

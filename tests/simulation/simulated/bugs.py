@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from simulated.client import ClientProcess
 from simulated.store import StoreProcess
-from trilogue.actors import store_index
+from trilogue.actors.index import recent
+from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.protocol import (
     founding,
     holdings,
@@ -38,7 +39,6 @@ from trilogue.actors.protocol.subscriptions import Deliver, Subscriptions
 from trilogue.actors.protocol.takeover import Takeover, _Phase
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.protocol.writer import PartitionWriter
-from trilogue.actors.store_index import StoreIndex
 from trilogue.client.connecting.backoff import Pace
 from trilogue.client.outbox.file import FileOutbox
 from trilogue.client.reading.inbox import Inbox
@@ -326,14 +326,12 @@ def _nothing_vouched(self: Any, event: Any, join: Any = StoreState._join) -> lis
 
 
 def _index_what_is_there(self: Any, upto: int, read_frame: Any) -> None:
-    while self.upto < upto:
+    recent = self.recent
+    while recent.upto < upto:
         try:
-            frame = read_frame(self.upto + 1)
+            recent.take(read_frame(recent.upto + 1), self._last_seq)
         except KeyError:
-            frame = None
-        self.upto += 1
-        if frame is not None:
-            self._take(frame)
+            recent.upto += 1
 
 
 # ---------------------------------------------------------------------- the sequencer
@@ -661,7 +659,7 @@ LOG_MODEL: dict[str, Bug] = {
         [
             (LogWriter, "whole", property(lambda self: list(self.connected))),
             (StoreProcess, "is_whole", lambda self, upto: True),
-            (StoreIndex, "catch_up", _index_what_is_there),
+            (PartitionIndex, "catch_up", _index_what_is_there),
         ],
         "changes",
         100,
@@ -858,7 +856,7 @@ def take_out_invariants(put: Callable[[Any, str, Any], None]) -> None:
         sequencer,
         session_states,
         store,
-        store_index,
+        recent,
         subscriptions,
         takeover,
         writer,

@@ -1,4 +1,4 @@
-"""A store: the product's `StoreState` and `StoreIndex` around a disk that loses what was not synced.
+"""A store: the product's `StoreState` and indexes around a disk that loses what was not synced.
 
 Owns the disk (a list of entries, of which a prefix is synced) and the glue that `store_actor` is in production.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from simulated.clockwork import Link, Process
+from trilogue.actors.index.entries import Place
+from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.protocol.frames import decode_frame
 from trilogue.actors.protocol.holdings import Fence, Interval
 from trilogue.actors.protocol.limits import Limits
@@ -26,11 +28,11 @@ from trilogue.actors.protocol.store import (
     WriteJoin,
 )
 from trilogue.actors.protocol.vocabulary import Code, Say
-from trilogue.actors.store_index import Place, StoreIndex
 
 PARTITION = 0
 LOG_ID = 7
 INCARNATION = "incarnation"
+FOR_EVER = float("inf")
 
 
 class Join(NamedTuple):
@@ -118,7 +120,8 @@ class StoreProcess(Process):
         self.world: Any = world
         self.disk, self.limits = disk, limits
         self.state = StoreState(LOG_ID, limits)
-        self.index = StoreIndex()
+        self.indexes = IndexKeeper(None, "", self._crc_at, limits)
+        self._reads = 0
         self.frames = disk.frames = Frames()
         self.full = self.fills_up = self.sync_fails = False
         self.unsynced: list[Entry] = []
@@ -267,8 +270,11 @@ class StoreProcess(Process):
                 if not self.is_whole(upto):
                     source.send([Say.REPLY, request, int(Code.UNAVAILABLE), "not here yet"])
                     return
-                self.index.catch_up(upto, lambda index: self.frames.by_index[index])
+                self.indexes.advance(PARTITION, upto, self._frame, FOR_EVER)
                 source.send([Say.REPLY, request, 0, self._read(say, upto, rest)])
+                self._reads += 1
+                if self._reads % 2 == 0:  # every other time it has a rest
+                    self.indexes.tidy(FOR_EVER, rest=True)
 
     def is_whole(self, upto: int) -> bool:
         """Whether it holds the log from its first frame on, up to `upto`."""
@@ -280,27 +286,36 @@ class StoreProcess(Process):
         return int(self.world.now - self._heard[1])
 
     def _read(self, say: int, upto: int, rest: list[Any]) -> Any:
+        index = self.indexes.of(PARTITION)
         match say, rest:
             case Say.STATES, [asked]:
                 return self._states(upto, [(session, senders) for session, senders, _ in asked])
             case Say.RUNS, [session, after, limit, *_]:
-                return self.index.runs(session, after, limit, 200, self._record)
+                return index.runs(session, after, limit, 200, self._record)
             case Say.RECALL, [session, sender_id, first_n, last_n]:
-                return self.index.recall(session, sender_id, first_n, last_n, self._record)
+                return index.recall(session, sender_id, first_n, last_n, self._record)
         raise AssertionError(f"a read {say} of unknown shape")
 
     def _states(self, upto: int, asked: list[tuple[str, list[str]]]) -> Any:
         """Now and then no more is covered than was asked, or is told of a session's senders: any store may do so."""
-        index = self.index
+        indexes = self.indexes
         if asked and self.world.rng.random() < 0.3:
-            index = StoreIndex()
-            index.catch_up(upto, lambda at: self.frames.by_index[at])
-        last_stored_at_us, covered, told = index.states(asked, self.world.rng.choice((1, 300)))
+            indexes = IndexKeeper(None, "", self._crc_at, self.limits)
+            indexes.advance(PARTITION, upto, self._frame, FOR_EVER)
+        bytes_max = self.world.rng.choice((1, 300))
+        answer = indexes.of(PARTITION).states(asked, self.limits.senders_answered_max, bytes_max)
+        last_stored_at_us, covered, told = answer
         for (_, senders), state in zip(asked, told, strict=False):
             if self.world.rng.random() < 0.5:
                 state[1] = {sender_id: n for sender_id, n in state[1].items() if sender_id in senders}
                 state[2] = False
         return [last_stored_at_us, covered, told]
+
+    def _frame(self, index: int) -> bytes:
+        return self.frames.by_index[index]
+
+    def _crc_at(self, _: int, index: int) -> int | None:
+        return self.state.partition(PARTITION).crc_at(index)
 
     def _record(self, place: Place) -> bytes:
         return self.frames.by_index[place.frame_index][place.offset : place.offset + place.size]

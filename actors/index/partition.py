@@ -1,0 +1,179 @@
+"""One partition's index: the catalogue's segments, what is being written to it, and what is recent, asked as one.
+
+Owns the order in which they are read, and that they fit each other. It must not know connections, the journal or when there is
+time to write. Used by one thread. Rules:
+
+1. Only committed frames enter, in order of their index: what entered is never superseded.
+2. What the catalogue says ends at its newest segment's `upto`, what is being written begins there, what is recent behind it:
+   each frame is in exactly one of them.
+3. No hole is passed over: runs that do not follow each other break an invariant, or are the catalogue's damage.
+4. Records are compared with what was asked for after they were read: an entry only says where one should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import msgpack
+
+from trilogue.actors.index.catalogue import Catalogue, CatalogueDamaged
+from trilogue.actors.index.entries import Part, Place
+from trilogue.actors.index.recent import Recent, RecentSession
+from trilogue.actors.protocol.messages import Record, Run, part_of, unpack_record
+
+STATE_ITEM_BYTES = 24
+"""What an item of a page of states takes on the wire beside its name (at most 4 bytes a character), rounded up."""
+
+ReadFrame = Callable[[int], bytes]
+"""Reads and verifies the whole frame of an index."""
+
+ReadRecord = Callable[[Place], bytes]
+"""Reads the bytes of one record."""
+
+
+class PartitionIndex:
+    """Where the messages of one partition's sessions are."""
+
+    def __init__(self, partition: int, catalogue: Catalogue) -> None:
+        self.partition = partition
+        self._catalogue = catalogue
+        newest = catalogue.newest(partition)
+        self.recent = Recent(newest.upto, newest.last_stored_at_us) if newest is not None else Recent(0, 0)
+        self.leaving: Recent | None = None  # it is being written to the catalogue
+
+    @property
+    def upto(self) -> int:
+        """The last frame that it has taken in."""
+        return self.recent.upto
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory it takes."""
+        return self.recent.size_bytes + (self.leaving.size_bytes if self.leaving is not None else 0)
+
+    def catch_up(self, upto: int, read_frame: ReadFrame) -> None:
+        """Take in the frames up to `upto`, which is committed."""
+        recent = self.recent
+        while recent.upto < upto:
+            recent.take(read_frame(recent.upto + 1), self._last_seq)
+
+    def leave(self) -> Recent:
+        """What is recent is written to the catalogue from now on, and something new begins."""
+        assert self.leaving is None
+        self.leaving = self.recent
+        self.recent = Recent(self.leaving.upto, self.leaving.last_stored_at_us)
+        return self.leaving
+
+    def left(self) -> None:
+        """What was leaving is in the catalogue."""
+        self.leaving = None
+
+    def _in_memory(self, session: str) -> list[RecentSession]:
+        """What is not in the catalogue of a session, oldest first."""
+        found = [self.leaving.sessions.get(session)] if self.leaving is not None else []
+        return [entry for entry in (*found, self.recent.sessions.get(session)) if entry is not None]
+
+    def _last_seq(self, session: str) -> int:
+        for entry in reversed(self._in_memory(session)):
+            return entry.last_seq
+        return self._catalogue.last_seq(self._catalogue.segments_with(self.partition, session), session)
+
+    # ------------------------------------------------------------------ states
+
+    def states(self, asked: Iterable[tuple[str, list[str]]], senders_max: int, bytes_max: int) -> list[Any]:
+        """What STATES answers: for each session that is asked for, in order, until about `bytes_max`; at least for one."""
+        found: list[list[Any]] = []
+        size = 0
+        for session, senders in asked:
+            if size >= bytes_max:
+                break
+            state = self._state(session, senders, senders_max)
+            found.append(state)
+            size += STATE_ITEM_BYTES + sum(STATE_ITEM_BYTES + 4 * len(sender_id) for sender_id in state[1])
+        return [self.recent.last_stored_at_us, self.upto, found]
+
+    def _state(self, session: str, asked: list[str], senders_max: int) -> list[Any]:
+        catalogue, memory = self._catalogue, self._in_memory(session)
+        segments = catalogue.segments_with(self.partition, session)
+        last_n = catalogue.senders(segments, session, senders_max + 1)
+        for entry in memory:
+            last_n.update((sender_id, entry.last_n(sender_id)) for sender_id in entry.senders)
+        whole = len(last_n) <= senders_max
+        if not whole:
+            last_n = {sender_id: n for sender_id in asked if (n := self._last_n(segments, memory, session, sender_id))}
+        last_seq = catalogue.last_seq(segments, session)
+        for entry in memory:
+            if entry.part.first_seq != last_seq + 1:
+                raise CatalogueDamaged(f"session {session!r} has a hole after seq {last_seq}")
+            last_seq = entry.last_seq
+        return [last_seq, last_n, whole, {}]
+
+    def _last_n(self, segments: list[int], memory: list[RecentSession], session: str, sender_id: str) -> int:
+        for entry in reversed(memory):
+            if sender_id in entry.senders:
+                return entry.last_n(sender_id)
+        return self._catalogue.last_n(segments, session, sender_id)
+
+    # ------------------------------------------------------------------ runs
+
+    def runs(self, session: str, after: int, limit: int, bytes_max: int, read: ReadRecord) -> list[Run]:
+        """The session's messages after `after`, in seq order without a hole: `limit` at most, and about `bytes_max` bytes."""
+        found: list[Run] = []
+        size, next_seq = 0, after + 1
+        for place in self._places_from(session, next_seq):
+            if limit <= 0 or size >= bytes_max:
+                break
+            run = unpack_record(msgpack.unpackb(read(place), raw=False))
+            if not isinstance(run, Run) or (run.session, run.first_seq) != (session, place.first_seq):
+                raise CatalogueDamaged(f"another record lies where seq {place.first_seq} of session {session!r} should be")
+            count = min(limit, run.first_seq + len(run.bodies) - next_seq)
+            found.append(part_of(run, next_seq, count))
+            next_seq += count
+            limit -= count
+            size += place.size
+        return found
+
+    def _places_from(self, session: str, seq: int) -> Iterator[Place]:
+        """The session's runs from the one on that holds `seq`, each following the one before."""
+        for part in self._parts_from(session, seq):
+            if part.last_seq < seq:
+                continue
+            for k in range(part.from_seq(seq), len(part)):
+                place = part.place(k)
+                if not place.messages or place.first_seq + place.messages <= seq:
+                    continue
+                if place.first_seq > seq:
+                    raise CatalogueDamaged(f"session {session!r} has a hole at seq {seq}")
+                yield place
+                seq = place.first_seq + place.messages
+
+    def _parts_from(self, session: str, seq: int) -> Iterator[Part]:
+        memory = self._in_memory(session)
+        if not memory or seq < memory[0].part.first_seq:
+            segments = self._catalogue.segments_with(self.partition, session)
+            yield from self._catalogue.parts(segments, session, seq)
+        for entry in memory:
+            yield entry.part
+
+    # ------------------------------------------------------------------ retries
+
+    def recall(self, session: str, sender_id: str, first_n: int, last_n: int, read: ReadRecord) -> list[Record]:
+        """The records that hold the sender's numbers from `first_n` to `last_n`."""
+        segments = self._catalogue.segments_with(self.partition, session)
+        places = chain(
+            self._catalogue.numbers(segments, session, sender_id, first_n, last_n),
+            *(entry.numbers(sender_id, first_n, last_n) for entry in self._in_memory(session)),
+        )
+        records = (unpack_record(msgpack.unpackb(read(place), raw=False)) for place in places)
+        return [_numbers_of(r, first_n, last_n) for r in records if (r.session, r.sender_id) == (session, sender_id)]
+
+
+def _numbers_of(record: Record, first_n: int, last_n: int) -> Record:
+    """The part of a record that holds the numbers asked for: an answer is no larger than what was asked about."""
+    if not isinstance(record, Run):
+        return record
+    first = max(first_n, record.first_n)
+    last = min(last_n, record.first_n + len(record.bodies) - 1)
+    return part_of(record, record.first_seq + first - record.first_n, last - first + 1)

@@ -1,0 +1,114 @@
+"""What the newest committed frames hold, in memory: session -> its entries, its senders' entries.
+
+Owns the reading of frames into entries, and an estimate of the memory that they take. It must not know the catalogue, files or
+connections. Rules:
+
+1. Frames are taken in the order of their index, each once.
+2. A session's seqs are dense within it (G3). Where a session goes on from what lies before is compared by who reads both.
+3. `size_bytes` rises with all that is taken in: it is what the bound of `limits.index_recent_bytes_max` counts.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from zlib import crc32
+
+import msgpack
+
+from trilogue.actors.index.entries import ENTRY_BYTES, Part, Place, pack_entry, sender_crc
+from trilogue.actors.protocol.frames import HEADER_BYTES
+from trilogue.actors.protocol.invariants import violated
+from trilogue.actors.protocol.messages import Run, unpack_record
+
+# Measured with tracemalloc, CPython 3.11: names of 20 and 40 characters.
+SESSION_BYTES = 430
+SENDER_BYTES = 140
+RECORD_BYTES = ENTRY_BYTES + 8
+
+LastSeq = Callable[[str], int]
+"""The last seq of a session in what lies before."""
+
+
+class RecentSession:
+    """One session: its entries in the order of the log, and for each sender which of them are his."""
+
+    __slots__ = ("entries", "last_seq", "senders")
+
+    def __init__(self, last_seq: int) -> None:
+        self.last_seq = last_seq
+        self.entries = bytearray()
+        self.senders: dict[str, array[int]] = {}
+
+    @property
+    def part(self) -> Part:
+        """All of its entries."""
+        return Part(self.entries, self.last_seq)
+
+    def last_n(self, sender_id: str) -> int:
+        """The last number of a sender that it has."""
+        return self.part.place(self.senders[sender_id][-1]).last_n
+
+    def numbers(self, sender_id: str, first_n: int, last_n: int) -> Iterator[Place]:
+        """The records that hold the sender's numbers from `first_n` to `last_n`."""
+        own, part = self.senders.get(sender_id, ()), self.part
+        start = max(0, bisect_right(own, first_n, key=lambda k: part.place(k).first_n) - 1)
+        end = bisect_left(own, last_n + 1, key=lambda k: part.place(k).first_n)
+        return (place for place in map(part.place, own[start:end]) if place.last_n >= first_n)
+
+
+class Recent:
+    """What the frames behind `after` hold, up to `upto`."""
+
+    __slots__ = ("_is_first", "_names", "frame_crc", "last_stored_at_us", "sessions", "size_bytes", "upto")
+
+    def __init__(self, after: int, last_stored_at_us: int) -> None:
+        self.upto = after
+        self._is_first = after == 0  # nothing lies before it
+        self.frame_crc = 0  # of the frame at `upto`
+        self.last_stored_at_us = last_stored_at_us
+        self.sessions: dict[str, RecentSession] = {}
+        self.size_bytes = 0
+        self._names: dict[str, str] = {}  # one string for a sender's id, in however many sessions it is
+
+    def take(self, frame: bytes, last_seq_before: LastSeq) -> None:
+        """Take in the next frame. The hot path of a store's reading: 5 µs for a lonely message's frame."""
+        payload = memoryview(frame)[HEADER_BYTES:]
+        unpacker = msgpack.Unpacker(raw=False, max_buffer_size=len(frame), read_size=len(frame))
+        unpacker.feed(payload)
+        sessions, names, frame_index, size = self.sessions, self._names, self.upto + 1, 0
+        count = unpacker.read_array_header()
+        end = unpacker.tell()
+        for _ in range(count):
+            start, record = end, unpack_record(unpacker.unpack())
+            end = unpacker.tell()
+            session, sender_id, stored_at_us = record.session, record.sender_id, record.stored_at_us
+            if stored_at_us > self.last_stored_at_us:
+                self.last_stored_at_us = stored_at_us
+            entry = sessions.get(session)
+            if isinstance(record, Run):
+                first_seq, first_n, messages = record.first_seq, record.first_n, len(record.bodies)
+                if entry is None:
+                    entry = sessions[session] = RecentSession(0 if self._is_first else first_seq - 1)
+                    size += SESSION_BYTES + 2 * len(session)
+                if first_seq != entry.last_seq + 1:
+                    violated("session {!r} has a gap at seq {}", session, first_seq)
+            else:
+                first_n, messages = record.n, 0
+                if entry is None:
+                    entry = sessions[session] = RecentSession(last_seq_before(session))
+                    size += SESSION_BYTES + 2 * len(session)
+                first_seq = entry.last_seq + 1
+            entry.last_seq += messages
+            own = entry.senders.get(sender_id)
+            if own is None:
+                own = entry.senders[names.setdefault(sender_id, sender_id)] = array("I")
+                size += SENDER_BYTES
+            own.append(len(entry.entries) // ENTRY_BYTES)
+            where = HEADER_BYTES + start, end - start, crc32(payload[start:end]), sender_crc(sender_id)
+            entry.entries += pack_entry(first_seq, first_n, frame_index, *where)
+            size += RECORD_BYTES
+        self.upto = frame_index
+        self.frame_crc = int.from_bytes(frame[HEADER_BYTES - 4 : HEADER_BYTES], "little")
+        self.size_bytes += size

@@ -1,0 +1,200 @@
+"""The catalogue on disk: it survives, and it is thrown away whenever it might be of something else."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from indexed_log import FOR_EVER, SENDERS, SMALL, Log
+from trilogue.actors.index.catalogue import FILE, CatalogueDamaged
+from trilogue.actors.index.keeper import IndexKeeper
+from trilogue.actors.protocol.messages import Run, messages_of
+
+STEPS = [(k % 3, k % 2, 1 + k % 3) for k in range(40)]
+LOTS = 1 << 30
+
+
+class Reads:
+    """Counts the frames that are read."""
+
+    def __init__(self, log: Log) -> None:
+        self.log, self.read = log, list[int]()
+
+    def __call__(self, index: int) -> bytes:
+        self.read.append(index)
+        return self.log.frame(index)
+
+
+def written(log: Log, directory: Path, upto: int | None = None) -> None:
+    """A store's index that wrote everything, and ended."""
+    keeper = log.keeper(directory)
+    log.index(keeper, upto)
+    keeper.tidy(FOR_EVER, rest=True)
+    keeper.close()
+
+
+def frames_read(log: Log, keeper: IndexKeeper) -> list[int]:
+    reads = Reads(log)
+    assert keeper.advance(0, len(log.frames), reads, FOR_EVER)
+    for session, messages in log.messages.items():
+        runs = keeper.of(0).runs(session, 0, 1000, LOTS, log.read)
+        assert [message for run in runs for message in messages_of(run)] == messages
+        [[last_seq, last_n, _, _]] = keeper.of(0).states([(session, [])], 64, LOTS)[2]
+        assert (last_seq, last_n) == (len(messages), log.last_n(session))
+    return reads.read
+
+
+def test_nothing_that_was_written_is_read_again_after_a_restart(tmp_path: Path) -> None:
+    log = Log(STEPS)
+    written(log, tmp_path, 20)
+    assert frames_read(log, log.keeper(tmp_path)) == list(range(21, len(log.frames) + 1))
+
+
+def test_process_that_ends_while_it_writes_leaves_the_catalogue_as_it_was(tmp_path: Path) -> None:
+    log = Log(STEPS)
+    written(log, tmp_path, 10)
+    keeper = log.keeper(tmp_path)
+    index = log.index(keeper)
+    job = keeper._segments.flush(0, index.leave())
+    next(job), next(job)
+    keeper.close()
+    again = log.keeper(tmp_path)
+    assert frames_read(log, again) == list(range(11, len(log.frames) + 1))
+    again.tidy(FOR_EVER, rest=True)
+    assert frames_read(log, again) == [], "what the dead process left does not stand in the way"
+
+
+@pytest.mark.parametrize("mark", ["mark of another incarnation"])
+def test_catalogue_of_another_store_incarnation_or_log_is_thrown_away(tmp_path: Path, mark: str) -> None:
+    log = Log(STEPS)
+    written(log, tmp_path)
+    assert len(frames_read(log, log.keeper(tmp_path, mark))) == len(log.frames)
+
+
+def test_catalogue_of_other_frames_is_thrown_away(tmp_path: Path) -> None:
+    written(Log([*STEPS, (0, 0, 2)]), tmp_path)
+    log = Log([*STEPS, (1, 1, 3), (1, 1, 3)])
+    assert len(frames_read(log, log.keeper(tmp_path))) == len(log.frames)
+
+
+def test_catalogue_that_knows_more_than_the_journal_is_thrown_away(tmp_path: Path) -> None:
+    written(Log(STEPS), tmp_path)
+    log = Log(STEPS[:20])
+    assert len(frames_read(log, log.keeper(tmp_path))) == len(log.frames)
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def no_sqlite_file(path: Path) -> None:
+    path.write_bytes(b"x" * 100_000)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [torn, no_sqlite_file, empty, Path.unlink])
+def test_catalogue_that_sqlite_cannot_read_is_made_anew(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    log = Log(STEPS)
+    written(log, tmp_path)
+    damage(tmp_path / FILE)
+    assert len(frames_read(log, log.keeper(tmp_path))) == len(log.frames)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE parts SET last_seq = last_seq + 1 WHERE session = 's'",
+        "UPDATE parts SET entries = zeroblob(length(entries)) WHERE session = 's'",
+        "UPDATE senders SET last_n = last_n - 1 WHERE session = 's'",
+        "DELETE FROM parts WHERE session = 's' AND first_seq = 1",
+    ],
+)
+def test_row_that_is_not_what_was_written_is_never_believed(tmp_path: Path, change: str) -> None:
+    log = Log(STEPS)
+    written(log, tmp_path)
+    with sqlite3.connect(tmp_path / FILE) as database:
+        assert database.execute(change).rowcount > 0
+    database.close()
+    index = log.index(log.keeper(tmp_path))
+
+    def ask() -> None:
+        index.states([("s", [])], 64, LOTS)
+        index.runs("s", 0, 1000, LOTS, log.read)
+
+    with pytest.raises(CatalogueDamaged):
+        ask()
+
+
+def test_part_that_vanished_at_the_end_is_noticed_by_what_follows(tmp_path: Path) -> None:
+    log = Log(STEPS)
+    written(log, tmp_path, 20)
+    with sqlite3.connect(tmp_path / FILE) as database:
+        database.execute("DELETE FROM parts WHERE first_seq = (SELECT max(first_seq) FROM parts WHERE session = 's')")
+    database.close()
+    index = log.index(log.keeper(tmp_path))
+    with pytest.raises(CatalogueDamaged, match="hole"):
+        index.states([("s", [])], 64, LOTS)
+
+
+def test_discarded_catalogue_is_made_anew_from_the_journal(tmp_path: Path) -> None:
+    log = Log(STEPS)
+    written(log, tmp_path)
+    keeper = log.keeper(tmp_path)
+    keeper.discard("a test says so")
+    assert len(frames_read(log, keeper)) == len(log.frames)
+    assert keeper.status()["rebuilds"] == 1
+
+
+class FullDisk:
+    """Takes nothing."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def executemany(self, *_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._database, name)
+
+
+def test_on_a_full_disk_what_is_recent_stays_in_memory_and_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(STEPS)
+    written(log, tmp_path, 10)
+    keeper = log.keeper(tmp_path)
+    log.index(keeper, 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper._segments, "_database", FullDisk(keeper._catalogue.database))
+        assert not keeper.tidy(FOR_EVER, rest=True)
+        assert keeper.status()["trouble"] == "database or disk is full"
+        assert frames_read(log, keeper) == list(range(21, len(log.frames) + 1))
+    keeper._tried_at = -FOR_EVER
+    keeper.tidy(FOR_EVER, rest=True)
+    assert keeper.status()["trouble"] == ""
+    keeper.close()
+    assert frames_read(log, log.keeper(tmp_path)) == []
+
+
+def test_memory_is_bounded_while_a_long_journal_is_read() -> None:
+    log = Log([(k % 3, k % 2, 1) for k in range(3000)])
+    limits = SMALL.__class__(index_recent_bytes_max=20_000, index_resting_bytes_max=20_000)
+    keeper = IndexKeeper(None, "mark", log.crc_at, limits)
+    largest = 0
+
+    def frame(index: int) -> bytes:
+        nonlocal largest
+        largest = max(largest, keeper.of(0).size_bytes)
+        return log.frame(index)
+
+    assert keeper.advance(0, len(log.frames), frame, FOR_EVER)
+    assert 19_000 <= largest <= 2 * 20_000 + 1000
+    assert frames_read(log, keeper) == []
+    [record] = keeper.of(0).recall("s", SENDERS[0], 2, 2, log.read)
+    assert isinstance(record, Run)
+    assert record.first_seq == 3, "the oldest are found again"

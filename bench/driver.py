@@ -9,6 +9,7 @@ the stores write; a result is made only from a report that says what was verifie
 from __future__ import annotations
 
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -90,7 +91,14 @@ class LoadProcess:
             yield saying
             if saying.report is not None:
                 return
-        raise Unavailable("the load generator ended without a report: what it wrote stands above")
+        raise Unavailable(f"the load generator ended without a report ({self._how_it_ended()}): what it wrote stands above")
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return "it closed its output, and runs"
+        return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
     def tell(self, words: BaseModel) -> None:
         """Say one line to it. Whether it was still there, its sayings tell."""

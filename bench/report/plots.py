@@ -198,7 +198,7 @@ def plot_failover(
         left.yaxis.set_major_locator(FixedLocator(faults[:: -(-result.kills // ROWS_NAMED_MAX)]))
         left.set_ylim(result.kills + 0.5, 0.5)
         for at, name, colour, dashes in (
-            (STALL_GOAL_MS, f"{STALL_GOAL_MS:g}", QUIET, (0, (1, 2))),
+            (STALL_GOAL_MS, f"{STALL_GOAL_MS:g} ms", QUIET, (0, (1, 2))),
             (result.stall_ms.p50, f"p50 {result.stall_ms.p50:,.0f}", BLUE, (0, (4, 3))),
             (result.stall_ms.max, f"longest {result.stall_ms.max:,.0f}", RED, (0, (4, 3))),
         ):

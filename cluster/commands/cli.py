@@ -136,8 +136,8 @@ def status(address: Address = None, data: Data = None, json: Json = False) -> No
 
 @app.command()
 def send(
-    session: Annotated[str, typer.Argument(help="The session's id.")],
-    text: Annotated[str, typer.Argument(help="What to say.")],
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say.")],
     sender: Annotated[str | None, typer.Option(metavar="NAME", help="Who says it (you).")] = None,
     outbox: Annotated[
         Path | None,
@@ -159,7 +159,7 @@ def send(
 
 @app.command()
 def tail(
-    session: Annotated[str, typer.Argument(help="The session's id.")],
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")],
     after: Annotated[
         int | None, typer.Option(metavar="SEQ", help="Only what follows this seq (without it: the newest).")
     ] = None,

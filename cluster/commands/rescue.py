@@ -90,7 +90,7 @@ async def rescue(
     status = await gather(known)
     wanted = _wanted(status, known)
     if strange := sorted(set(lost) - set(wanted.stores)):
-        raise UsageError(f"there is no {', '.join(strange)}: the stores are {', '.join(wanted.stores)}")
+        raise UsageError(f"no store is called {' or '.join(strange)}: they are {', '.join(wanted.stores)}")
     async with AsyncExitStack() as stack:
         connections: dict[str, Connection] = {}
         for name in wanted.stores:

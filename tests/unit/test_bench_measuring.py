@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from rich.console import Console
 
-from trilogue.actors.protocol.errors import DirectoryUnusable, Overloaded, UsageError
+from trilogue.actors.protocol.errors import DirectoryUnusable, Overloaded, Unavailable, UsageError
+from trilogue.bench.driver import LoadProcess
 from trilogue.bench.floor import floor
 from trilogue.bench.load import metrics
 from trilogue.bench.load.generator import Script
@@ -317,3 +318,11 @@ def test_the_load_generator_imports_no_ray() -> None:
 def test_the_token_is_not_in_a_jobs_repr() -> None:
     job = Job(kind="latency", address="a", token="secret-token", prefix="p", copies=3, seed=1)
     assert "secret-token" not in repr(job)
+
+
+@pytest.mark.parametrize(("end", "told"), [("sys.exit(3)", "exit code 3"), ("os.kill(os.getpid(), 9)", "killed by SIGKILL")])
+def test_a_load_generator_that_ends_without_a_report_is_said_to_have_ended_how(end: str, told: str) -> None:
+    program = f"import os, sys; print('no saying'); sys.stdout.flush(); {end}"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with process, pytest.raises(Unavailable, match=told):
+        list(LoadProcess(process).sayings())

@@ -61,7 +61,7 @@ def test_json_keeps_every_field_and_bytes_that_are_no_text(capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["send"], "session"),
+        (["send"], "SESSION"),
         (["sned"], "sned"),
         (["tail", "room", "--limit", "0"], "--limit"),
         (["tail", "room", "--after", "x"], "--after"),

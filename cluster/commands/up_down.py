@@ -75,7 +75,7 @@ def _up(settings: Settings, ray_address: str | None, timeout_s: float, progress:
         ray_run = RayRun(ray_address)
     else:
         progress("starting Ray")
-        ray_run = start_head(settings.data)
+        ray_run = started_head(settings)
     noted = note_start(settings, ray_run, "up")
     try:
         if ray_address is None:
@@ -90,6 +90,19 @@ def _up(settings: Settings, ray_address: str | None, timeout_s: float, progress:
     written = read_run_file(data_run_file(settings.data))
     assert written is not None
     return Outcome(written, False, overshadowed)
+
+
+def started_head(settings: Settings) -> RayRun:
+    """A new Ray head. While it starts, the run file of the data directory already says how to find its remains."""
+    from trilogue.cluster.on_ray.starting import note_start
+
+    noted: list[RunFile] = []
+    try:
+        return start_head(settings.data, lambda begun: noted.append(note_start(settings, begun, "up")))
+    except BaseException:
+        for known in noted:
+            remove_run_files(known)
+        raise
 
 
 def down(address: str | None, data: Path | None, progress: Progress) -> RunFile | None:

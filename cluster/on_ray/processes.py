@@ -34,9 +34,10 @@ def members(session_id: int, boot: str) -> list[psutil.Process]:
     """The living processes of the POSIX session `session_id`, which was started under `boot`.
 
     Its leader (`ray start`) has ended long ago, and the kernel gives its id to no process while the session lives: a
-    leader that is alive belongs to a later session of the same id, and so does everything in it.
+    leader that is alive belongs to a later session of the same id, and so does everything in it. One that nobody has reaped
+    is no such leader.
     """
-    if session_id <= 1 or boot != boot_mark() or psutil.pid_exists(session_id):
+    if session_id <= 1 or boot != boot_mark() or alive(session_id):
         return []
     return _in_session(session_id)
 

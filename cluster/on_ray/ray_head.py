@@ -17,7 +17,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,10 @@ def short_temp_dir() -> Path:
     return path
 
 
-def start_head(data: Path) -> RayRun:
-    """Start a Ray head that outlives this process. Raises `LaunchError` with the end of Ray's own output when it fails."""
+def start_head(data: Path, begun: Callable[[RayRun], object]) -> RayRun:
+    """Start a Ray head that outlives this process; `begun` gets what its remains can be found by, if this process is killed
+    meanwhile. Raises `LaunchError` with the end of Ray's own output when it fails.
+    """
     token_file = ensure_ray_token(data)
     temp_dir = short_temp_dir()
     port = free_port(random.sample(HEAD_PORTS, 64))
@@ -86,7 +89,9 @@ def start_head(data: Path) -> RayRun:
             start_new_session=True,
             cwd="/",
         )
+        ray_run = RayRun(f"127.0.0.1:{port}", str(temp_dir), process.pid, boot_mark(), str(token_file))
         try:
+            begun(ray_run)
             code = process.wait(HEAD_START_TIMEOUT_S)
         except BaseException as error:
             process.kill()
@@ -100,15 +105,8 @@ def start_head(data: Path) -> RayRun:
         kill_session_of(process.pid)
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise LaunchError(f"Ray did not start: {_last_line(output)}; see {output}")
-    boot = boot_mark()
-    return RayRun(
-        address=f"127.0.0.1:{port}",
-        temp_dir=str(temp_dir),
-        session_id=process.pid,
-        boot=boot,
-        token_file=str(token_file),
-        pids={f"{one.name()}-{one.pid}": one.pid for one in members(process.pid, boot)},
-    )
+    found = members(ray_run.session_id, ray_run.boot)
+    return replace(ray_run, pids={f"{one.name()}-{one.pid}": one.pid for one in found})
 
 
 def end_head(ray_run: RayRun, data: Path) -> int:

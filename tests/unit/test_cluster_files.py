@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from trilogue.actors.protocol.errors import DirectoryUnusable, NewerFormat, NotAuthorized, SettingsDiffer, Unavailable
+from trilogue.actors.protocol.errors import (
+    DirectoryUnusable,
+    LaunchError,
+    NewerFormat,
+    NotAuthorized,
+    SettingsDiffer,
+    Unavailable,
+)
+from trilogue.cluster.commands import up_down
 from trilogue.cluster.commands.find import locate
 from trilogue.cluster.commands.up_down import check_same
+from trilogue.cluster.on_ray import ray_head
 from trilogue.cluster.on_ray.processes import boot_mark, members
-from trilogue.cluster.settings.asked import settings_of
+from trilogue.cluster.settings.asked import open_data, settings_of
 from trilogue.cluster.settings.files import write_whole
 from trilogue.cluster.settings.runfile import RayRun, RunFile, find_run_file, read_run_file, remove_run_files, user_run_file
 
@@ -168,3 +181,48 @@ def test_no_process_belongs_to_a_session_of_another_boot_or_of_a_living_leader()
     assert members(os.getsid(0), boot_mark()) == [] or not os.path.exists(f"/proc/{os.getsid(0)}")
     assert members(0, boot_mark()) == []
     assert members(1, boot_mark()) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_head_that_is_being_started_is_noted_so_that_a_killed_start_leaves_no_unknown_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    data = tmp_path / "data"
+    settings = settings_of(data=data)
+    open_data(settings)
+    seen: list[RunFile | None] = []
+
+    class RayStart:
+        pid = 2**22 + 1  # above the highest id of a process
+
+        def __init__(self, *_: object, **__: object) -> None:
+            assert not (data / "run.json").exists()
+
+        def wait(self, _: float) -> int:
+            seen.append(read_run_file(data / "run.json"))
+            return 1 if fails else 0
+
+    monkeypatch.setattr(ray_head.subprocess, "Popen", RayStart)
+    if fails:
+        with pytest.raises(LaunchError):
+            up_down.started_head(settings)
+        assert not (data / "run.json").exists()
+    else:
+        ray = up_down.started_head(settings)
+        Path(ray.temp_dir).rmdir()
+    [known] = seen
+    assert known is not None
+    assert (known.ray.session_id, known.started_by, known.actors) == (RayStart.pid, "up", {})
+    assert not fails or not Path(known.ray.temp_dir).exists()
+
+
+def test_a_session_whose_leader_has_ended_and_was_not_reaped_is_still_ours(tmp_path: Path) -> None:
+    program = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True) as leader:
+        assert leader.stdout is not None
+        sleeper = int(leader.stdout.readline())
+        try:
+            os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not reaped
+            assert [one.pid for one in members(leader.pid, boot_mark())] == [sleeper]
+        finally:
+            os.kill(sleeper, signal.SIGKILL)

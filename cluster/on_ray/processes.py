@@ -45,7 +45,7 @@ def members(session_id: int, boot: str) -> list[psutil.Process]:
 def end_session(session_id: int, boot: str) -> int:
     """End every process of the session and wait until they are gone; return how many there were."""
     found = members(session_id, boot)
-    raylets = [process for process in found if _name(process) == "raylet"]
+    raylets = [process for process in found if name_of(process) == "raylet"]
     _signal(raylets, "terminate")
     psutil.wait_procs(raylets, RAYLET_WAIT_S)
     rest = members(session_id, boot)
@@ -102,7 +102,8 @@ def _in_session(session_id: int) -> list[psutil.Process]:
     return found
 
 
-def _name(process: psutil.Process) -> str:
+def name_of(process: psutil.Process) -> str:
+    """Its name; empty when it has just ended."""
     with contextlib.suppress(psutil.Error):
         return str(process.name())
     return ""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trilogue.actors.protocol.errors import LaunchError
-from trilogue.cluster.on_ray.processes import boot_mark, end_session, kill_session_of, members
+from trilogue.cluster.on_ray.processes import boot_mark, end_session, kill_session_of, members, name_of
 from trilogue.cluster.settings.config import NAMESPACE
 from trilogue.cluster.settings.files import make_directory, write_whole
 from trilogue.cluster.settings.ports import free_port
@@ -106,7 +106,7 @@ def start_head(data: Path, begun: Callable[[RayRun], object]) -> RayRun:
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise LaunchError(f"Ray did not start: {_last_line(output)}; see {output}")
     found = members(ray_run.session_id, ray_run.boot)
-    return replace(ray_run, pids={f"{one.name()}-{one.pid}": one.pid for one in found})
+    return replace(ray_run, pids={f"{name_of(one)}-{one.pid}": one.pid for one in found})
 
 
 def end_head(ray_run: RayRun, data: Path) -> int:

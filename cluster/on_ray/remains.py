@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trilogue.actors.protocol.errors import TrilogueError
 from trilogue.cluster.commands.streams import first_that_answers, run
-from trilogue.cluster.on_ray.processes import boot_mark, is_dead, members
+from trilogue.cluster.on_ray.processes import boot_mark, is_dead, members, name_of
 from trilogue.cluster.on_ray.ray_head import end_head, keep_logs
 from trilogue.cluster.settings.runfile import PROGRAM, RayRun, RunFile, data_run_file, read_run_file, remove_run_files
 
@@ -72,4 +72,4 @@ def _head_is_alive(ray_run: RayRun) -> bool:
     """A head without its raylet or its GCS is dying: its actors follow within a minute."""
     if ray_run.boot != boot_mark():
         return False
-    return {"raylet", "gcs_server"} <= {process.name() for process in members(ray_run.session_id, ray_run.boot)}
+    return {"raylet", "gcs_server"} <= {name_of(process) for process in members(ray_run.session_id, ray_run.boot)}

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from trilogue.actors.protocol.errors import (
@@ -23,7 +24,7 @@ from trilogue.actors.protocol.errors import (
 from trilogue.cluster.commands import up_down
 from trilogue.cluster.commands.find import locate
 from trilogue.cluster.commands.up_down import check_same
-from trilogue.cluster.on_ray import ray_head
+from trilogue.cluster.on_ray import ray_head, remains
 from trilogue.cluster.on_ray.processes import boot_mark, members
 from trilogue.cluster.settings.asked import open_data, settings_of
 from trilogue.cluster.settings.files import write_whole
@@ -226,3 +227,13 @@ def test_a_session_whose_leader_has_ended_and_was_not_reaped_is_still_ours(tmp_p
             assert [one.pid for one in members(leader.pid, boot_mark())] == [sleeper]
         finally:
             os.kill(sleeper, signal.SIGKILL)
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        def name(self) -> str:
+            raise psutil.NoSuchProcess(1)
+
+    monkeypatch.setattr(remains, "members", lambda *_: [Ended()])
+    known = RunFile("c", "/d", "/d/token", "up", RayRun("127.0.0.1:1", "", 12, boot_mark()), "", {"store-1": ADDRESS}, {})
+    assert remains.runs(known) == ""

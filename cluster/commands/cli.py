@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from trilogue.actors.protocol.errors import TrilogueError, UsageError, counted
+from trilogue.cluster.commands.output import json_text, prepare_streams, silence
 
 PLUGINS = "trilogue.commands"
 FINE, NO, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -254,6 +255,7 @@ def rescue(
 
 def main() -> None:
     """The `trilogue` script."""
+    prepare_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -273,7 +275,7 @@ def run(arguments: list[str]) -> int:
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has seen enough; what Python still holds for it must not be written at exit.
-        _silence_output()
+        silence(sys.stdout)
         return FINE
     except OSError as error:
         return _say(f"{error.filename or ''} {error.strerror or error}".strip(), NO)
@@ -320,15 +322,7 @@ def _say_usage(error: Exception) -> int:
 
 def _print_json(value: dict[str, Any]) -> None:
     """The exit code follows, whether anybody reads this to its end or not."""
-    import json
-
     try:
-        typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+        typer.echo(json_text(value, indent=1))
     except BrokenPipeError:
-        _silence_output()
-
-
-def _silence_output() -> None:
-    from trilogue.cluster.commands.paper import silence
-
-    silence(sys.stdout)
+        silence(sys.stdout)

@@ -7,11 +7,9 @@ is no terminal, lines are as long as they need to be.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from typing import IO
-
 from rich.console import Console
+
+from trilogue.cluster.commands.output import silence
 
 WIDTH_WITHOUT_TERMINAL = 200
 
@@ -28,11 +26,3 @@ class Paper(Console):
         """Go on in silence."""
         self.quiet = True
         silence(self.file)
-
-
-def silence(stream: IO[str]) -> None:
-    """Let what Python still holds for `stream`, and all that follows, go nowhere."""
-    with contextlib.suppress(OSError):  # it is no file
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)

@@ -11,7 +11,6 @@ import asyncio
 import base64
 import contextlib
 import getpass
-import json
 import sys
 import time
 import unicodedata
@@ -22,6 +21,7 @@ from trilogue.actors.protocol.errors import TrilogueError, Unavailable, Unsent
 from trilogue.actors.protocol.ids import check_session, partition_of
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.cluster.commands.find import Known, check_answers
+from trilogue.cluster.commands.output import json_text
 
 LAST_DEFAULT = 10
 CLOSE_TIMEOUT_S = 0.2
@@ -144,7 +144,7 @@ def print_json(message: Message) -> None:
         value["text"] = body.decode()
     except UnicodeDecodeError:
         value["body_base64"] = base64.b64encode(body).decode()
-    print(json.dumps(value, ensure_ascii=False))
+    print(json_text(value))
 
 
 def printable(body: bytes) -> str:

@@ -157,3 +157,25 @@ def test_json_that_nobody_reads_does_not_hide_that_the_system_is_unwell(monkeypa
     with open(write_end, "w") as nobody:
         monkeypatch.setattr(sys, "stdout", nobody)
         assert cli.run(["status", "--json"]) == 1
+
+
+def test_a_terminal_that_lacks_a_character_shows_its_number_and_json_stays_json() -> None:
+    program = (
+        "from trilogue.actors.protocol.messages import Message; from trilogue.cluster.commands import output, talk\n"
+        "output.prepare_streams()\n"
+        "said = Message('tea', 1, 'alice', 'alice/a', 1, '\\u2615 \\U0001f44b'.encode(), 1, 1)\n"
+        "talk.print_line(said); talk.print_json(said)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    line, text = done.stdout.splitlines()
+    assert line.endswith(r"alice  \u2615 \U0001f44b")
+    assert json.loads(text)["text"] == "\u2615 \U0001f44b"
+
+
+def test_a_closed_standard_output_is_no_reason_to_fail() -> None:
+    command = f"exec {sys.executable} -m trilogue.cluster --version >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -172,9 +172,12 @@ def start_private() -> RayRun:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **options,
             )
-        except Exception as error:
+        except BaseException as error:
+            ray.shutdown()
             shutil.rmtree(temp_dir, ignore_errors=True)
-            raise LaunchError(f"Ray did not start: {_one_line(error)}") from None
+            if isinstance(error, Exception):
+                raise LaunchError(f"Ray did not start: {_one_line(error)}") from None
+            raise
     return RayRun(
         address=str(context.address_info["gcs_address"]),
         temp_dir=str(temp_dir),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -237,3 +238,23 @@ def test_a_process_that_ends_while_it_is_looked_at_is_a_dead_one(monkeypatch: py
     monkeypatch.setattr(remains, "members", lambda *_: [Ended()])
     known = RunFile("c", "/d", "/d/token", "up", RayRun("127.0.0.1:1", "", 12, boot_mark()), "", {"store-1": ADDRESS}, {})
     assert remains.runs(known) == ""
+
+
+@pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError("full"), LaunchError)])
+def test_a_private_ray_that_is_interrupted_while_it_starts_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type[BaseException]
+) -> None:
+    ended: list[bool] = []
+
+    def init(**_: object) -> None:
+        assert (tmp_path / "trilogue-1").is_dir()
+        raise error
+
+    (tmp_path / "trilogue-1").mkdir()
+    monkeypatch.setattr(ray_head, "short_temp_dir", lambda: tmp_path / "trilogue-1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: ended.append(True)))
+    with pytest.raises(raised):
+        ray_head.start_private()
+    assert not (tmp_path / "trilogue-1").exists()
+    assert ended == [True]

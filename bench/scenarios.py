@@ -38,6 +38,7 @@ from trilogue.bench.report.schema import (
 )
 from trilogue.bench.sessions import measure_sessions
 from trilogue.bench.systems import Where, ray_nodes, scratch_directory, system
+from trilogue.cluster.settings.directories import whole_path
 
 THROUGHPUT_MESSAGES = 500_000
 THROUGHPUT_SESSIONS = 64
@@ -374,7 +375,7 @@ def _new_outbox(path: str | None) -> Iterator[str | None]:
     if path is None:
         yield None
         return
-    file = Path(path).expanduser().absolute()
+    file = whole_path(path)
     if file.exists():
         raise UsageError(f"--outbox {path} exists: name a new file, which is removed afterwards")
     if not os.access(file.parent, os.W_OK):

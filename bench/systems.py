@@ -124,9 +124,9 @@ def scratch_directory(where: Where) -> Iterator[Path]:
 
     Raises `DirectoryUnusable` when it cannot be made there, or on tmpfs.
     """
-    from trilogue.cluster.settings.directories import data_home
+    from trilogue.cluster.settings.directories import data_home, whole_path
 
-    base = where.data.expanduser().absolute() if where.data is not None else data_home().absolute()
+    base = whole_path(where.data) if where.data is not None else data_home().absolute()
     made = [path for path in (base, *base.parents) if not path.exists()]
     directory = base / f"bench-{secrets.token_hex(4)}"
     try:

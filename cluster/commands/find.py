@@ -14,6 +14,7 @@ from trilogue.actors.protocol.errors import NotAuthorized, TrilogueError, Unavai
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.client.connecting.discovery import split_addresses
 from trilogue.cluster.commands.streams import ask, ask_all, first_that_answers
+from trilogue.cluster.settings.directories import data_home, whole_path
 from trilogue.cluster.settings.runfile import (
     RunFile,
     data_run_file,
@@ -55,11 +56,9 @@ def locate(address: str | None, data: Path | None) -> Known:
         return Known(addresses, run.token(), run)
     run = find_run_file(data)
     if run is None and data is None:
-        from trilogue.cluster.settings.directories import data_home
-
         run = read_run_file(data_run_file(data_home()))
     if run is None:
-        where = f" on {data.expanduser().absolute()}" if data is not None else ""
+        where = f" on {whole_path(data)}" if data is not None else ""
         option = f" --data {data}" if data is not None else ""
         raise Unavailable(f"nothing is running{where}: start it with `trilogue up{option}`")
     return Known(run.addresses, run.token(), run)

@@ -33,7 +33,7 @@ from trilogue.cluster.commands.streams import first_that_answers, run
 from trilogue.cluster.commands.verify import verify
 from trilogue.cluster.on_ray.placement import read_places
 from trilogue.cluster.settings.config import ClusterRecord, read_record, store_names
-from trilogue.cluster.settings.directories import data_home
+from trilogue.cluster.settings.directories import data_home, whole_path
 from trilogue.cluster.settings.runfile import data_run_file, find_run_file, read_run_file
 
 ALL = "the stores"
@@ -96,7 +96,7 @@ def verify_up_or_down(address: str | None, data: Path | None, bars: Bars) -> dic
 def local_data(data: Path | None) -> Path:
     """The data directory that a command without a running system means: the named one, the last `up`'s, the default one."""
     if data is not None:
-        return data.expanduser().absolute()
+        return whole_path(data)
     known = find_run_file(None)
     return Path(known.data) if known is not None else data_home().absolute()
 

@@ -23,7 +23,7 @@ from trilogue.actors.protocol.errors import DirectoryUnusable, InvalidSettings, 
 from trilogue.actors.protocol.ids import PARTITIONS_MAX
 from trilogue.actors.protocol.limits import COPIES_MAX, STORES_MAX
 from trilogue.cluster.settings.config import SPARE_SESSIONS_DEFAULT, ClusterRecord, read_record, split_listen, write_record
-from trilogue.cluster.settings.directories import data_home
+from trilogue.cluster.settings.directories import data_home, whole_path
 from trilogue.cluster.settings.files import make_directory, write_whole
 
 PARTITIONS_DEFAULT = 4
@@ -71,7 +71,7 @@ def settings_of(*, data: str | os.PathLike[str] | None = None, **values: Any) ->
     if data is not None and (not os.fspath(data) or "\0" in os.fspath(data)):
         raise InvalidSettings(f"--data {os.fspath(data)!r} is no path: name a directory")
     try:
-        directory = Path(data).expanduser().absolute() if data is not None else data_home().absolute()
+        directory = whole_path(data) if data is not None else data_home().absolute()
         return Settings(data=directory, **values)
     except ValidationError as error:
         first = error.errors()[0]

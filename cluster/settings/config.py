@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from trilogue.actors.protocol.errors import DirectoryUnusable, InvalidSettings
-from trilogue.cluster.settings.directories import data_home as data_home
 from trilogue.cluster.settings.files import read_json, write_json
 
 FORMAT: Final = 2

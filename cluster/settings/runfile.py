@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trilogue.actors.protocol.errors import DirectoryUnusable, NewerFormat, Unavailable
-from trilogue.cluster.settings.directories import state_home
+from trilogue.cluster.settings.directories import state_home, whole_path
 from trilogue.cluster.settings.files import make_directory, read_json, remove, write_json
 
 FORMAT = 1
@@ -123,7 +123,7 @@ def read_run_file(path: Path) -> RunFile | None:
 
 def find_run_file(data: Path | None) -> RunFile | None:
     """The run file of `data`; without one, the user's. None when nothing was left running there."""
-    return read_run_file(user_run_file() if data is None else data_run_file(data.expanduser().absolute()))
+    return read_run_file(user_run_file() if data is None else data_run_file(whole_path(data)))
 
 
 def remove_run_files(run: RunFile) -> None:

@@ -69,6 +69,8 @@ def test_json_keeps_every_field_and_bytes_that_are_no_text(capsys: pytest.Captur
         (["up", "--partitions", "many"], "--partitions"),
         (["up", "--listen", "here:there"], "--listen"),
         (["up", "--data", ""], "--data"),
+        (["up", "--data", "~nobody-of-that-name/data"], "write the whole path"),
+        (["status", "--data", "~nobody-of-that-name/data"], "write the whole path"),
         (["send", "room", "text", "--outbox", ""], "--outbox"),
         (["status", "--address", "here:there"], "'here:there', which is no address"),
         (["status", "--address", ""], "--address is empty"),
@@ -179,3 +181,14 @@ def test_a_closed_standard_output_is_no_reason_to_fail() -> None:
     command = f"exec {sys.executable} -m trilogue.cluster --version >&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_user_without_a_home_hears_what_to_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "TRILOGUE_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cli.run(["status"]) == 2
+    assert "set HOME, or XDG_DATA_HOME" in capsys.readouterr().err

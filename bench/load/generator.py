@@ -33,6 +33,7 @@ from trilogue.bench.load.steady import Steady
 from trilogue.bench.load.verification import HandedOver, Verdict, judge_session
 from trilogue.bench.load.workload import Workload
 from trilogue.client import Ack, Client, Message
+from trilogue.cluster.commands.output import silence
 
 TICK_S = 0.25
 STALL_S = 60.0
@@ -280,9 +281,13 @@ async def run(job: Job) -> Report:
 
 
 def say(saying: Saying) -> None:
-    """Write one line for the driver."""
-    sys.stdout.write(saying.model_dump_json(exclude_defaults=True) + "\n")
-    sys.stdout.flush()
+    """Write one line for the driver. When that was killed, nobody is there to hear how this ends: it ends, without a word."""
+    try:
+        sys.stdout.write(saying.model_dump_json(exclude_defaults=True) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)
+        raise SystemExit(1) from None
 
 
 def main() -> None:

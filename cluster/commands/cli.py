@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -256,6 +257,7 @@ def rescue(
 def main() -> None:
     """The `trilogue` script."""
     prepare_streams()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` and service managers: end as after Ctrl-C
     sys.exit(run(sys.argv[1:]))
 
 
@@ -266,7 +268,8 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="trilogue", standalone_mode=False)
         sys.stdout.flush()
-        return int(code or FINE)
+        # The option parser turns Ctrl-C into this code, without a word.
+        return _say("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or FINE)
     except UsageError as error:
         return _say(error, WRONG_USAGE)
     except TrilogueError as error:

@@ -326,3 +326,15 @@ def test_a_load_generator_that_ends_without_a_report_is_said_to_have_ended_how(e
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     with process, pytest.raises(Unavailable, match=told):
         list(LoadProcess(process).sayings())
+
+
+def test_a_load_generator_whose_driver_was_killed_ends_without_a_word() -> None:
+    job = Job(kind="latency", address="127.0.0.1:1", token="t", prefix="p", copies=3, seed=1, messages=1)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "wb") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-m", "trilogue.bench.load.generator"], input=job.model_dump_json().encode() + b"\n",
+            stdout=nobody, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -108,7 +108,7 @@ def test_an_interrupted_command_says_so_without_a_traceback(
 
     monkeypatch.setattr("trilogue.cluster.commands.find.locate", interrupted)
     assert cli.run(["status"]) == 130
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[-1] == "trilogue: interrupted"
 
 
 def test_a_port_at_which_something_else_listens_is_one_line_that_says_so(tmp_path: Path) -> None:
@@ -192,3 +192,19 @@ def test_a_user_without_a_home_hears_what_to_set(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Path, "home", homeless)
     assert cli.run(["status"]) == 2
     assert "set HOME, or XDG_DATA_HOME" in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
+    program = (
+        "import time; from trilogue.cluster.commands import cli, find\n"
+        "def wait(*_): print('here', flush=True); time.sleep(60)\n"
+        "find.locate = wait; cli.main()"
+    )
+    command = [sys.executable, "-c", program, "status"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "trilogue: interrupted"

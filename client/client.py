@@ -64,6 +64,9 @@ class Client:
         close_timeout_s: float = 10.0,
         connect_timeout_s: float = 10.0,
     ) -> None:
+        for name, seconds in (("close_timeout_s", close_timeout_s), ("connect_timeout_s", connect_timeout_s)):
+            if not seconds >= 0:
+                raise UsageError(f"{name}={seconds!r}: give 0 or more seconds")
         self._desk = Desk(sender, limits)
         self._path = os.fspath(outbox) if outbox is not None else None
         self._address, self._token = address, token

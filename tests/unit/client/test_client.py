@@ -308,6 +308,13 @@ async def test_the_wrong_token_is_said_at_once() -> None:
     await actor.server.close()
 
 
+@pytest.mark.parametrize("seconds", [-1, float("nan")])
+@pytest.mark.parametrize("name", ["close_timeout_s", "connect_timeout_s"])
+def test_a_time_out_that_makes_no_sense_is_refused(name: str, seconds: float) -> None:
+    with pytest.raises(UsageError, match=f"{name}=.*0 or more"):
+        Client("ann", **{name: seconds})  # type: ignore[arg-type]
+
+
 @in_loop
 async def test_nobody_there_is_said_with_what_to_do() -> None:
     with pytest.raises(Unavailable, match=r"address= names.*trilogue status"):

@@ -37,7 +37,8 @@ def answers_of(retry: Retry, records: list[Record] | None) -> list[Effect]:
         require(n in originals, f"number {n} of {sender_id!r} in {session!r} was given out but is not in the log")
         seq, stored = originals[n]
         if stored is not None and body is not None and body != stored:
-            text = f"number {n} of this outbox was used for another message: was the outbox copied or restored?"
+            text = f"number {n} of this outbox was used for another message, for the outbox was copied or restored: "
+            text += "this message was not stored; send it again, and it goes under a new id"
             refusals.append(Refusal(session, sender_id, n, 1, Code.CONFLICTING_RETRY, text, n))
         elif acks and seq and acks[-1][4] and acks[-1][2] + acks[-1][3] == n and acks[-1][4] + acks[-1][3] == seq:
             acks[-1] = (*acks[-1][:3], acks[-1][3] + 1, acks[-1][4], True)

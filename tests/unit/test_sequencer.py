@@ -291,7 +291,7 @@ def test_same_number_with_another_body_is_a_conflict_and_the_rest_is_answered_G5
     assert acks(effects) == [("s", ALICE, 1, 1, 1, True), ("s", ALICE, 3, 1, 3, True)]
     (refusal,) = refusals(effects)
     assert (refusal.code, refusal.first_n, refusal.messages) == (Code.CONFLICTING_RETRY, 2, 1)
-    assert "copied or restored" in refusal.text
+    assert "copied or restored: this message was not stored; send it again" in refusal.text
 
 
 def test_conflict_is_told_only_when_the_original_is_committed(partition: Partition) -> None:

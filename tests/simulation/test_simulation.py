@@ -66,7 +66,7 @@ TRANSITIONS = [
     "takeover: of more than one range", "register: compare-and-set lost", "register: ensemble replaced",
     "register: ensemble reduced", "register: ensemble made whole again", "register: ranges merged",
     "register: three ranges or more", "register: a last range replaced in place", "join: the chain was cut",
-    "join: the chain goes on", "join: older frames were kept", "fill: absorbed", "fill: an older frame", "frame superseded",
+    "join: the chain goes on", "join: older frames were kept", "fill: absorbed", "frame superseded",
     "store refuses: full", "store refuses: deposed", "disk: fsync failed", "disk: incarnation raised", "change: dropped",
     "gave up: its writer is alive", "gave up: a store refuses the fence", "fault: the source of a tail was lost",
     "fault: the connection to a joining store was half open", "fault: an owner stood still in a change",

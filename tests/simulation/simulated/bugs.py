@@ -769,7 +769,7 @@ OWN: dict[str, Bug] = {
         "mixed",
         200,
     ),
-    "read_at_once": Bug("shows readers what is not committed", [(Sequencer, "submit", _read_at_once)], "readers", 50),
+    "read_at_once": Bug("shows readers what is not committed", [(Sequencer, "submit", _read_at_once)], "takeovers", 200),
     "credit_drops": Bug(
         "a subscription without credit leaves out what it cannot send",
         [(Subscriptions, "_on_committed", _drop_without_credit)],

@@ -175,7 +175,7 @@ class StoreProcess(Process):
                     self._last_written = index
                     self._write(frame, self.frames.take, index, frame)
                 case WriteFill(_, index, frame, base):
-                    self.world.count("fill: absorbed" if base <= index else "fill: an older frame")
+                    self.world.count("fill: absorbed")
                     self._write(Fill(frame), self.frames.fill, index, frame, base)
                 case WriteJoin(_, fence, number, first, prev_crc, intervals, kept, base):
                     self.world.count("join: the chain was cut" if kept is not None else "join: the chain goes on")

@@ -21,6 +21,7 @@ the other stores are. Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import uuid
@@ -69,6 +70,8 @@ from trilogue.actors.store_contents import StoreContents
 from trilogue.actors.store_reader import READS, StoreReader
 from trilogue.actors.wire import Connection
 
+logger = logging.getLogger(__name__)
+
 LOCK_RETRY_S = 0.1
 CHECK_S = 1.0
 EPOCH_END = 1 << 63
@@ -85,7 +88,6 @@ class StoreActor:
         self._limits = config.limits
         self._partitions = config.partitions
         self._held = StoreContents(config.log_id, config.limits)
-        self._state = self._held.state
         self._journal: Journal | None = None
         self._acceptor: Acceptor | None = None
         self._acceptor_problem: DataError | None = None
@@ -148,7 +150,7 @@ class StoreActor:
                     "committed_upto": state.committed_upto,
                     "certain": state.certain,
                 }
-                for partition, state in sorted(self._state.partitions.items())
+                for partition, state in sorted(self._held.state.partitions.items())
             },
         }
 
@@ -181,7 +183,7 @@ class StoreActor:
         self._reader = StoreReader(
             journal, self._held.places, self._indexes, self._held.committed_upto, self._found_bad, self._limits
         )
-        catalogue = Held(self._state.partitions, self._held.places)
+        catalogue = Held(self._held.state.partitions, self._held.places)
         self._scrubber = Scrubber(journal.directory, catalogue, self._reader.readable_again, self._limits)
         self._full = journal.full
         settle_process()
@@ -222,6 +224,11 @@ class StoreActor:
                 await asyncio.sleep(LOCK_RETRY_S)
         identity = open_identity(directory, cluster=config.cluster_id, log_id=config.log_id, fresh_store=uuid.uuid4().hex)
         await asyncio.to_thread(self._open_acceptor, directory)
+        try:
+            return await asyncio.to_thread(Journal.open, directory, identity, self._limits, self._held.replay, summaries=True)
+        except Corrupt as error:
+            logger.warning("opening the journal from its files alone: %s", error)
+        self._held = StoreContents(config.log_id, config.limits)
         return await asyncio.to_thread(Journal.open, directory, identity, self._limits, self._held.replay)
 
     def _open_acceptor(self, directory: Path) -> None:
@@ -302,7 +309,7 @@ class StoreActor:
             case [int(partition), int(epoch), str(), [*frames]] if (
                 partition in range(self._partitions) and scrubber is not None
             ):
-                in_force = self._state.partition(partition).fence.epoch
+                in_force = self._held.state.partition(partition).fence.epoch
                 if epoch < in_force:
                     connection.refuse(request, Code.DEPOSED, f"epoch {in_force} holds partition {partition}, not {epoch}")
                     return
@@ -312,21 +319,21 @@ class StoreActor:
         raise ProtocolError("a repair of unknown shape")
 
     def _on_inspect(self, link: Connection, request: int, partition: int, epoch: int = 0, writer: str = "", *warm: Any) -> None:
-        if self._reader is not None and self._state.partition(partition).obeys(epoch, writer):
+        if self._reader is not None and self._held.state.partition(partition).obeys(epoch, writer):
             self._heard[partition] = (link, self._loop.time())
             self._reader.keep_warm(partition, any(warm))
-        link.reply(request, list(self._state.view(partition)))
+        link.reply(request, list(self._held.state.view(partition)))
 
     def _heard_of(self, partition: int) -> list[int]:
         """[epoch, for how many ms its writer was not heard]; -1: it has no connection here, or was never heard."""
-        epoch = self._state.partition(partition).fence.epoch
+        epoch = self._held.state.partition(partition).fence.epoch
         heard = self._heard.get(partition)
         if heard is None or heard[0].closed:
             return [epoch, -1]
         return [epoch, int(1000 * (self._loop.time() - heard[1]))]
 
     def _route(self) -> dict[str, Any]:
-        writers = {partition: [fence.epoch, fence.address] for partition, fence in self._state.fences()}
+        writers = {partition: [fence.epoch, fence.address] for partition, fence in self._held.state.fences()}
         addresses = [self._server.address, *(address for _, address in writers.values())]
         return {
             "cluster": self._config.cluster_id,
@@ -341,7 +348,7 @@ class StoreActor:
         if self._journal is None or self._full:
             self._refuse(event)
             return
-        for effect in self._state.handle(event):
+        for effect in self._held.state.handle(event):
             if isinstance(effect, WriteFrame):
                 self._buffers.append(effect.frame)
                 self._writes.append(effect)
@@ -374,7 +381,7 @@ class StoreActor:
     def _flush_now(self) -> None:
         """One write and one `fdatasync` for all that waits, then the answers."""
         self._flush_is_due = False
-        self._state.synced()
+        self._held.state.synced()
         buffers, writes, tells = self._buffers, self._writes, self._tells
         self._buffers, self._writes, self._tells = [], [], []
         journal = self._journal

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trilogue.actors.journal import Entry, FenceRecord, FrameFilled, FrameFound, JoinRecord, Position
+from trilogue.actors.journal import Entry, FenceRecord, FrameFilled, FrameFound, FramesFound, JoinRecord, Position
 from trilogue.actors.protocol.holdings import Fence
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.store import StoreState, Write, WriteFill, WriteFrame, WriteJoin
@@ -57,6 +57,10 @@ class StoreContents:
             partition = entry.header.partition
             state.replay_frame(entry.header)
             self._places_of(partition).take(entry.header.index, entry.position)
+        elif isinstance(entry, FramesFound):
+            partition, first = entry.partition, entry.first
+            state.partition(partition).take_run(first, entry.prev_crc, entry.committed_upto, entry.epochs, entry.crcs)
+            self._places_of(partition).take_run(first, entry.file, entry.offsets, entry.sizes)
         elif isinstance(entry, FrameFilled):
             partition = entry.header.partition
             state.replay_fill(entry.header)

@@ -45,6 +45,12 @@ class Places:
         self._where.append(file << _OFFSET_BITS | offset // ALIGNMENT)
         self._sizes.append(size // ALIGNMENT)
 
+    def extend(self, file: int, offsets: array[int], sizes: array[int]) -> None:
+        """Put many of one file behind all others."""
+        at = file << _OFFSET_BITS
+        self._where.put_behind(Row(array("Q", [at | offset // ALIGNMENT for offset in offsets])))
+        self._sizes.put_behind(Row(array("I", [size // ALIGNMENT for size in sizes])))
+
     def put_behind(self, places: Places) -> None:
         """Put those of the frames that follow behind these."""
         self._where.put_behind(places._where)
@@ -111,11 +117,21 @@ class FramePlaces:
     def take(self, index: int, position: Position) -> None:
         """A frame of the chain; it supersedes what stood there and after it."""
         if index != self.last_index + 1:
-            require(self.base <= index <= self.last_index, "the place of frame {} is not its own", index)
-            with self._lock:
-                self._chain.cut(index - self.base)
+            self._make_room(index)
         self._chain.append(position)
         self.last_index = index
+
+    def take_run(self, first: int, file: int, offsets: array[int], sizes: array[int]) -> None:
+        """As `take`, for consecutive frames of one file."""
+        if first != self.last_index + 1:
+            self._make_room(first)
+        self._chain.extend(file, offsets, sizes)
+        self.last_index = first + len(offsets) - 1
+
+    def _make_room(self, index: int) -> None:
+        require(self.base <= index <= self.last_index, "the place of frame {} is not its own", index)
+        with self._lock:
+            self._chain.cut(index - self.base)
 
     def join(self, first: int, kept: list[Interval], base: int) -> None:
         """The chain was cut, and begins at `first`; of what lies below, `kept` was. Then the chain reached down to `base`."""

@@ -13,13 +13,16 @@ Rules:
    write; with a quarter of it at most while it does, and then only where its writer says that a taker would ask here first
    (three stores that did so cost 80 µs a lonely message). Who asks while one is far behind is told so, and that partition is
    caught up at once.
-5. A frame that cannot be read is told, so that it is taken back from a peer (`found_bad`, called in the reader's thread).
+5. A closed file of the journal is read once more, and summarised, so that the next opening need not read it
+   (``journal.summary``): behind all else that is due, in the same slices.
+6. A frame that cannot be read is told, so that it is taken back from a peer (`found_bad`, called in the reader's thread).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +35,14 @@ from trilogue.actors.index.entries import Place
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.journal import Journal
+from trilogue.actors.journal.files import summary_path
+from trilogue.actors.journal.summary import summarise
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.store_places import FramePlaces
+
+logger = logging.getLogger(__name__)
 
 READS = (Say.FRAMES, Say.STATES, Say.RUNS, Say.RECALL)
 SLICE_S = 0.001
@@ -76,6 +83,8 @@ class StoreReader:
         self._asked_for: set[int] = set()  # partitions whose index was behind when it was needed
         self._unreadable: set[int] = set()
         self._ahead: dict[int, ReadAhead] = {}
+        self._summary: Iterator[None] | None = None  # it is being made, of the file `_summarised`; those before are there
+        self._summarised = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trilogue-read")
 
     async def answer(self, read: Callable[[], Any]) -> Any:
@@ -138,10 +147,31 @@ class StoreReader:
             for partition in partitions:
                 more = self._catch_up(partition, began + SLICE_S) or more
             more = self._indexes.tidy(monotonic() + SLICE_S, rest=rest and not more) or more
+            more = more or self._summarise(monotonic() + SLICE_S)
         except (CatalogueDamaged, sqlite3.Error) as damage:
             self._discard(damage)
             more = True
         return more, monotonic() - began
+
+    def _summarise(self, deadline: float) -> bool:
+        """Go on with the summary of a closed file until the deadline; whether there is more to do."""
+        journal = self._journal
+        try:
+            while monotonic() < deadline:
+                if self._summary is None:
+                    missing = (n for n in journal.closed_files() if n > self._summarised)
+                    number = next(missing, None)
+                    if number is None:
+                        return False
+                    self._summarised = number
+                    if not summary_path(journal.directory, number).exists():
+                        self._summary = summarise(journal.directory, number, journal.identity)
+                elif next(self._summary, self) is self:
+                    self._summary = None
+        except (Corrupt, OSError) as error:
+            logger.warning("journal file %d is not summarised: %s", self._summarised, error)
+            self._summary = None
+        return True
 
     def _catch_up(self, partition: int, deadline: float) -> bool:
         """Take committed frames into the partition's index until the deadline; whether there are more."""

@@ -1,7 +1,8 @@
 """The journal of one store: identity and lock of its directory, and what it appended, durable and in order.
 
 ``identity`` says whose directory it is, ``records`` what a journal holds besides frames, ``files`` how bytes get to the
-disk and back, ``scan`` what damage means when a journal is opened, ``journal`` puts them together. No asyncio, no Ray.
+disk and back, ``scan`` what damage means when a journal is opened, ``summary`` what a closed file holds in short,
+``journal`` puts them together. No asyncio, no Ray.
 """
 
 from trilogue.actors.journal.files import JournalBroken, JournalFull
@@ -13,6 +14,7 @@ from trilogue.actors.journal.records import (
     FillRecord,
     FrameFilled,
     FrameFound,
+    FramesFound,
     IncarnationRaised,
     JoinRecord,
     Position,
@@ -29,6 +31,7 @@ __all__ = [
     "Entry",
     "FrameFound",
     "FrameFilled",
+    "FramesFound",
     "FenceRecord",
     "JoinRecord",
     "FillRecord",

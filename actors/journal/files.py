@@ -59,6 +59,17 @@ def file_path(directory: Path, number: int) -> Path:
     return directory / f"journal-{number:08d}.trl"
 
 
+def summary_path(directory: Path, number: int) -> Path:
+    """Where the summary of journal file `number` lies."""
+    return directory / f"journal-{number:08d}.sum"
+
+
+def remove_summaries(directory: Path) -> None:
+    """Remove all of them: the files will be other ones."""
+    for path in directory.glob("journal-*.sum*"):
+        path.unlink(missing_ok=True)
+
+
 def journal_numbers(directory: Path) -> list[int]:
     """The numbers of the journal files that are there, in order."""
     found = (_NAME.fullmatch(name) for name in os.listdir(directory))

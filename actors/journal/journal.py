@@ -92,11 +92,13 @@ class Journal:
         replay: Callable[[Entry], None],
         *,
         file_bytes: int | None = None,
+        summaries: bool = False,
     ) -> Journal:
         """Open the journal in `directory`, whose lock the caller holds, and replay what it holds, in order.
 
         A damaged tail is cut, and `IncarnationRaised` replayed last. On a full disk the journal opens for reading, with
-        `full` set. `file_bytes` replaces the limits' size of a file. Raises `Corrupt` or `NewerFormat` (the disk is as
+        `full` set. `file_bytes` replaces the limits' size of a file. With `summaries`, closed files that have one are not
+        read: if it is `Corrupt` then, try without. Raises `Corrupt` or `NewerFormat` (the disk is as
         it was; forget what was replayed), `DirectoryUnusable` (no space for a new journal), or `JournalBroken`.
         """
         file_bytes = file_bytes or limits.journal_file_bytes
@@ -107,7 +109,7 @@ class Journal:
             numbers = numbers or [1]
         if not numbers:
             raise corrupt(file_path(directory, 1), 0, "all journal files of this store are missing")
-        scanner = Scanner(directory, identity, replay)
+        scanner = Scanner(directory, identity, replay, summaries)
         tail = scanner.run(numbers)
         no_room = None
         if tail.torn:
@@ -129,6 +131,10 @@ class Journal:
     def incarnation(self) -> int:
         """How often this store began, or lost what it may have promised: from 1 on."""
         return self.identity.incarnation
+
+    def closed_files(self) -> range:
+        """The numbers of the files that do not grow any more."""
+        return range(1, self._number)
 
     def append(self, entries: Sequence[Buffer | Record]) -> list[Position]:
         """Make whole frames, fences, joins and fills durable, in this order; returns where each lies (of a fill: its frame).

@@ -20,6 +20,7 @@ FILL: the frame's bytes.
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
 
 import msgpack
@@ -48,6 +49,23 @@ class FrameFound(NamedTuple):
     header: Header
     position: Position
     payload: memoryview
+
+
+class FramesFound(NamedTuple):
+    """Consecutive frames of a closed file, each chaining to the one before, as its summary tells (``summary``): at least one.
+
+    `committed_upto` is the highest that one of them carries; none vouches for itself.
+    """
+
+    partition: int
+    first: int
+    prev_crc: int
+    committed_upto: int
+    epochs: array[int]
+    crcs: array[int]
+    file: int
+    offsets: array[int]
+    sizes: array[int]
 
 
 class FenceRecord(NamedTuple):
@@ -108,7 +126,7 @@ class FileRecord(NamedTuple):
     fences: int
 
 
-Entry = FrameFound | FrameFilled | FenceRecord | JoinRecord | IncarnationRaised
+Entry = FrameFound | FramesFound | FrameFilled | FenceRecord | JoinRecord | IncarnationRaised
 ControlRecord = FenceRecord | JoinRecord | FillRecord | IncarnationRaised | FileRecord
 
 

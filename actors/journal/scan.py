@@ -34,6 +34,9 @@ though: a copy of a real frame claims only what was committed before the copy wa
 had that on disk before it stored the copy.
 
 An intact header of a newer version is no damage: `NewerFormat`.
+
+A closed file may be taken from its summary (``summary``): its records were verified when it was made, and rule 1 was applied to
+them then. What happened to it since is noticed by who reads a frame, and by the scrubber. The newest file is always read.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ from trilogue.actors.journal.records import (
     FillRecord,
     FrameFilled,
     FrameFound,
+    FramesFound,
     IncarnationRaised,
     JoinRecord,
     Position,
@@ -59,6 +63,7 @@ from trilogue.actors.journal.records import (
     decode_control,
     follows,
 )
+from trilogue.actors.journal.summary import FILL, Summary, load_summary
 from trilogue.actors.protocol.errors import Corrupt, NewerFormat, ProtocolError
 from trilogue.actors.protocol.frames import (
     ALIGNMENT,
@@ -76,6 +81,7 @@ from trilogue.actors.protocol.holdings import Fence, PartitionState
 _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 _ANY_BYTES = 1 << 33  # above what a header can say: files bound the frames here, not today's limits
 _NO_HEADER = ZEROS[:HEADER_BYTES]
+_NONE = memoryview(b"")  # the payload of a frame that was not read
 
 
 class _Damage(Exception):
@@ -105,6 +111,7 @@ class Scanner:
     directory: Path
     identity: Identity
     replay: Callable[[Entry], None]
+    summaries: bool = False  # whether closed files may be taken from their summaries (``summary``)
     fences: dict[int, FenceRecord] = field(default_factory=dict)
     incarnation: int = 0
     older_bytes: int = 0  # of records in all files but the newest
@@ -115,17 +122,22 @@ class Scanner:
         for k, number in enumerate(numbers):
             if number != k + 1:
                 raise corrupt(file_path(self.directory, k + 1), 0, "the file is missing")
-        head = self._head(numbers[0])
+        head, head_crc = self._head(numbers[0])
         if head.previous_bytes:
             raise corrupt(file_path(self.directory, numbers[0]), 0, "files before it are missing")
         for number in numbers[:-1]:
-            following = self._head(number + 1)
-            self._sealed_file(number, head, following.previous_bytes)
-            head = following
+            following, following_crc = self._head(number + 1)
+            end = following.previous_bytes
+            summary = load_summary(self.directory, number, self.identity, head_crc, end) if self.summaries else None
+            if summary is not None:
+                self._summarised_file(number, head, summary)
+            else:
+                self._sealed_file(number, head, end)
+            head, head_crc = following, following_crc
         return self._newest_file(numbers[-1], head)
 
-    def _head(self, number: int) -> FileRecord:
-        """The file's first record, checked against the directory's identity."""
+    def _head(self, number: int) -> tuple[FileRecord, int]:
+        """The file's first record, checked against the directory's identity, and its CRC."""
         with FileReader(self.directory, number) as file:
             try:
                 found = self._record(file, 0)
@@ -143,7 +155,36 @@ class Scanner:
                 raise NewerFormat(f"{file.path} has format {record.format}; this program knows {FORMAT}: upgrade it")
             if record.store != self.identity.store:
                 raise corrupt(file.path, 0, f"it belongs to store {record.store}, not to {self.identity.store}")
-            return record
+            return record, found[0].header_crc
+
+    def _summarised_file(self, number: int, head: FileRecord, summary: Summary) -> None:
+        """As `_sealed_file`, without reading it."""
+        path = file_path(self.directory, number)
+        try:
+            self._raise_to(path, 0, head.incarnation)
+            for item in summary.items:
+                if isinstance(item, FramesFound):
+                    self._take_run(item)
+                elif item[0] == FILL:
+                    _, offset, partition, inner = item
+                    header = decode_header(inner, 0, _ANY_BYTES)
+                    self._take_fill(
+                        offset, partition, header, Position(number, offset + HEADER_BYTES, header.frame_bytes), _NONE
+                    )
+                elif item[1]:  # the head, at 0, was read
+                    data = memoryview(item[2])
+                    self._take(path, number, item[1], decode_header(data, 0, _ANY_BYTES), data)
+        except (_Damage, ProtocolError) as damage:
+            raise corrupt(path, 0, f"its summary does not fit: {damage}") from None
+        self.older_bytes += summary.end
+
+    def _take_run(self, run: FramesFound) -> None:
+        state = self._partition(run.partition)
+        problem = state.run_problem(run.first, run.prev_crc, run.epochs, run.crcs)
+        if problem:
+            raise _Damage(run.offsets[0], f"{problem} of partition {run.partition}")
+        state.take_run(run.first, run.prev_crc, run.committed_upto, run.epochs, run.crcs)
+        self.replay(run)
 
     def _sealed_file(self, number: int, head: FileRecord, end: int) -> None:
         with FileReader(self.directory, number) as file:
@@ -219,13 +260,13 @@ class Scanner:
         """Replay records until `upto`, zeros or damage: where that is, the damage, how many records came before."""
         offset = control_bytes(head)
         records = 1
-        self._raise_to(file, 0, head.incarnation)
+        self._raise_to(file.path, 0, head.incarnation)
         while offset < upto:
             try:
                 found = self._record(file, offset)
                 if found is None:
                     break
-                self._take(file, offset, *found)
+                self._take(file.path, file.number, offset, *found)
             except _Damage as damage:
                 return offset, damage, records
             offset += found[0].frame_bytes
@@ -257,7 +298,7 @@ class Scanner:
             raise _Damage(offset, str(error), header if fits else None) from None
         return header, data
 
-    def _take(self, file: FileReader, offset: int, header: Header, data: memoryview) -> None:
+    def _take(self, path: Path, number: int, offset: int, header: Header, data: memoryview) -> None:
         """Replay an intact record if it belongs here."""
         if header.flags == 0:
             state = self._partition(header.partition)
@@ -265,10 +306,10 @@ class Scanner:
             if problem:
                 raise _Damage(offset, f"{problem} of partition {header.partition}")
             state.take(header)
-            self.replay(FrameFound(header, Position(file.number, offset, header.frame_bytes), _payload(header, data)))
+            self.replay(FrameFound(header, Position(number, offset, header.frame_bytes), _payload(header, data)))
             return
         try:
-            record = decode_control(header, _payload(header, data), file=file.number, offset=offset)
+            record = decode_control(header, _payload(header, data), file=number, offset=offset)
         except ProtocolError as error:
             raise _Damage(offset, str(error)) from None
         if isinstance(record, FenceRecord):
@@ -276,9 +317,9 @@ class Scanner:
         elif isinstance(record, JoinRecord):
             self._join(offset, record)
         elif isinstance(record, FillRecord):
-            self._fill(file, offset, record)
+            self._fill(number, offset, record)
         elif isinstance(record, IncarnationRaised):
-            self._raise_to(file, offset, record.incarnation)
+            self._raise_to(path, offset, record.incarnation)
         else:
             raise _Damage(offset, "a FILE record inside a file")
 
@@ -302,25 +343,28 @@ class Scanner:
         state.join(join.number, join.first, join.prev_crc, join.intervals)
         self.replay(join)
 
-    def _fill(self, file: FileReader, offset: int, fill: FillRecord) -> None:
+    def _fill(self, number: int, offset: int, fill: FillRecord) -> None:
         try:
             header = decode_frame(fill.frame, _ANY_BYTES)
         except ProtocolError as error:
             raise _Damage(offset, str(error)) from None
         if (header.log_id, header.partition, header.flags) != (self.identity.log_id, fill.partition, 0):
             raise _Damage(offset, f"a frame of log {header.log_id}, partition {header.partition}, was filled in")
-        state = self._partition(fill.partition)
+        position = Position(number, offset + HEADER_BYTES, header.frame_bytes)
+        self._take_fill(offset, fill.partition, header, position, payload_of(memoryview(fill.frame), header))
+
+    def _take_fill(self, offset: int, partition: int, header: Header, position: Position, payload: memoryview) -> None:
+        state = self._partition(partition)
         problem = state.fill_problem(header)
         if problem:
-            raise _Damage(offset, f"{problem} of partition {header.partition}")
+            raise _Damage(offset, f"{problem} of partition {partition}")
         state.fill(header)
-        position = Position(file.number, offset + HEADER_BYTES, header.frame_bytes)
-        self.replay(FrameFilled(header, position, payload_of(memoryview(fill.frame), header)))
+        self.replay(FrameFilled(header, position, payload))
 
-    def _raise_to(self, file: FileReader, offset: int, incarnation: int) -> None:
+    def _raise_to(self, path: Path, offset: int, incarnation: int) -> None:
         if incarnation > self.identity.incarnation:
             raise Corrupt(
-                f"{file.path} knows incarnation {incarnation} at byte {offset}, but store.json says "
+                f"{path} knows incarnation {incarnation} at byte {offset}, but store.json says "
                 f"{self.identity.incarnation}: it was replaced by an older one; "
                 "do not use this store, and keep its directory"
             )

@@ -20,7 +20,7 @@ import os
 import shutil
 from pathlib import Path
 
-from trilogue.actors.journal.files import file_path, journal_numbers, sync_directory
+from trilogue.actors.journal.files import file_path, journal_numbers, remove_summaries, sync_directory
 
 BUILDING = "repair.tmp"
 _DECIDED, _EMPTIED, _KEPT = "repair-", "repaired-", "damaged-"
@@ -66,6 +66,7 @@ def _move_old_files_away(directory: Path, decided: Path) -> None:
         if not (kept / _IDENTITY).exists():
             shutil.copy2(directory / _IDENTITY, kept / f"{_IDENTITY}.tmp")  # a store without it would be a new one
             os.rename(kept / f"{_IDENTITY}.tmp", kept / _IDENTITY)
+    remove_summaries(directory)
     for number in journal_numbers(directory):
         os.rename(file_path(directory, number), file_path(kept, number))
     sync_directory(kept)

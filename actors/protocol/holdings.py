@@ -37,6 +37,8 @@ Item = TypeVar("Item")
 NOTHING_YET = 1 << 64
 """An `own_from` above every index: nothing was put here under the present fence."""
 
+_FIRST = Header._make([0] * len(Header._fields))
+
 Interval = tuple[int, int]
 """A closed interval of indexes."""
 
@@ -281,6 +283,23 @@ class PartitionState:
             self.own_from = index
         if committed_upto > self.committed_upto:
             self.committed_upto = committed_upto
+
+    def run_problem(self, first: int, prev_crc: int, epochs: array[int], crcs: array[int]) -> str:
+        """As `problem`, for consecutive frames of which each chains to the one before, and none vouches for itself."""
+        return self.problem(_FIRST._replace(index=first, prev_crc=prev_crc, epoch=epochs[0], header_crc=crcs[0]))
+
+    def take_run(self, first: int, prev_crc: int, committed_upto: int, epochs: array[int], crcs: array[int]) -> None:
+        """As `take`, for such frames: `committed_upto` is the highest that they carry."""
+        problem = self.run_problem(first, prev_crc, epochs, crcs)
+        require(not problem, problem)
+        chain = self.chain
+        chain.crcs.cut(first - chain.first)
+        chain.epochs.cut(first - chain.first)
+        chain.crcs.put_behind(Row(crcs))
+        chain.epochs.put_behind(Row(epochs))
+        self.last_index, self.last_crc, self.last_epoch = chain.last, crcs[-1], epochs[-1]
+        self.own_from = min(self.own_from, first)
+        self.committed_upto = max(self.committed_upto, committed_upto)
 
     def _supersede(self, header: Header) -> None:
         """Make room for a frame at an index that the chain has."""

@@ -182,7 +182,7 @@ def test_message_of_unknown_shape_ends_the_connection_and_nothing_else(
         writer = await world.writer()
         writer.send(message)
         await world.until(lambda: writer.closed)
-        assert store._state.partition(0).fence.epoch == 0
+        assert store._held.state.partition(0).fence.epoch == 0
         assert await (await world.writer()).request(Say.PING) == ["store", "store-1"]
 
     run(scenario)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from trilogue.actors.protocol.messages import Run, messages_of
 
 STEPS = [(k % 3, k % 2, 1 + k % 3) for k in range(40)]
 LOTS = 1 << 30
+TABLES = ("parts", "senders")
 
 
 class Reads:
@@ -152,13 +154,16 @@ def test_discarded_catalogue_is_made_anew_from_the_journal(tmp_path: Path) -> No
 
 
 class FullDisk:
-    """Takes nothing."""
+    """Takes two groups of rows, and nothing more."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
-        self._database = database
+        self._database, self.takes = database, 2
 
-    def executemany(self, *_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+    def executemany(self, *statement: Any) -> None:
+        if not self.takes:
+            raise sqlite3.OperationalError("database or disk is full")
+        self.takes -= 1
+        self._database.executemany(*statement)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._database, name)
@@ -177,6 +182,8 @@ def test_on_a_full_disk_what_is_recent_stays_in_memory_and_is_served(tmp_path: P
     keeper._tried_at = -FOR_EVER
     keeper.tidy(FOR_EVER, rest=True)
     assert keeper.status()["trouble"] == ""
+    held = {row[0] for table in TABLES for row in keeper._catalogue.database.execute(f"SELECT segment FROM {table}")}
+    assert held == {segment.id for segment in keeper._catalogue.segments}, "what was begun in vain is removed"
     keeper.close()
     assert frames_read(log, log.keeper(tmp_path)) == []
 

@@ -118,6 +118,19 @@ def test_unknown_session_has_no_runs_and_no_records() -> None:
     assert log.index().recall("nobody", SENDERS[0], 1, 5, log.read) == []
 
 
+def test_last_number_of_one_sender_of_a_crowd_is_the_newest_wherever_it_is_G5() -> None:
+    log = Log([(0, 1, 1), (0, 0, 1), (0, 1, 1), (0, 0, 1), (0, 1, 1), (0, 0, 1)])
+    keeper = log.keeper()
+    for upto, last_n in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 3)):
+        index = log.index(keeper, upto)
+        if upto == 1:
+            keeper.tidy(FOR_EVER, rest=True)
+        elif upto == 3:
+            index.leave()
+        [[_, found, whole, _]] = index.states([("s", [SENDERS[1], "unknown"])], 1, LOTS)[2]
+        assert (found, whole) == ({SENDERS[1]: last_n}, upto == 1)
+
+
 def test_two_senders_whose_ids_have_the_same_crc_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     from trilogue.actors.index import catalogue, recent
 

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trilogue.actors.journal import FrameFilled, FrameFound, IncarnationRaised, JoinRecord, Journal, open_identity
+from trilogue.actors.journal import IncarnationRaised, Journal, open_identity
+from trilogue.actors.journal.summary import summarise
 from trilogue.actors.protocol.frames import Header, decode_frame, encode_frame
-from trilogue.actors.protocol.holdings import Fence, PartitionState
+from trilogue.actors.protocol.holdings import PartitionState
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.store import (
     AppendAsked,
     FenceAsked,
     FillAsked,
     JoinAsked,
-    StoreState,
     SyncFirst,
     Tell,
-    WriteFill,
     WriteFrame,
-    WriteJoin,
 )
 from trilogue.actors.store_actor import record_of
+from trilogue.actors.store_contents import StoreContents
 from trilogue.actors.store_places import FramePlaces
 
 LOG_ID, LENGTH, PARTITIONS = 7, 16, 2
@@ -84,29 +84,24 @@ class Opened:
     """One opening of the journal: what it replayed, and what is decided and written from then on."""
 
     def __init__(self, directory: Path) -> None:
-        self.state = StoreState(LOG_ID, DEFAULT_LIMITS)
-        self.places: dict[int, FramePlaces] = {p: FramePlaces() for p in range(PARTITIONS)}
+        self.contents = StoreContents(LOG_ID, DEFAULT_LIMITS)
+        self.state = self.contents.state
         identity = open_identity(directory, cluster="c", log_id=LOG_ID, fresh_store="ab" * 16)
-        self.journal = Journal.open(directory, identity, DEFAULT_LIMITS, self._replay, file_bytes=4096)
+        self.journal = Journal.open(directory, identity, DEFAULT_LIMITS, self._replay, file_bytes=4096, summaries=True)
         self._waiting: list[Any] = []
 
+    @property
+    def places(self) -> dict[int, FramePlaces]:
+        return {partition: self.contents.places.get(partition) or FramePlaces() for partition in range(PARTITIONS)}
+
+    def summarise(self) -> None:
+        """As a store does with its closed files, after a while: every other one is done."""
+        for number in self.journal.closed_files()[::2]:
+            deque(summarise(self.journal.directory, number, self.journal.identity))
+
     def _replay(self, entry: Any) -> None:
-        state, places = self.state, self.places
-        match entry:
-            case FrameFound(header, position, _):
-                state.replay_frame(header)
-                places[header.partition].take(header.index, position)
-            case FrameFilled(header, position, _):
-                state.replay_fill(header)
-                places[header.partition].fill(header.index, position, state.partition(header.partition).base)
-            case JoinRecord(partition, epoch, writer, address, number, first, prev_crc, intervals):
-                kept = state.replay_join(partition, Fence(epoch, writer, address), number, first, prev_crc, intervals)
-                if kept is not None:
-                    places[partition].join(first, kept, state.partition(partition).base)
-            case IncarnationRaised():
-                raise AssertionError("nothing was damaged")
-            case _:
-                state.replay_fence(entry.partition, Fence(*entry[1:]))
+        assert not isinstance(entry, IncarnationRaised), "nothing was damaged"
+        self.contents.replay(entry)
 
     def decide(self, event: Any) -> None:
         for effect in self.state.handle(event):
@@ -118,15 +113,8 @@ class Opened:
     def flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         self.state.synced()
-        for write, position in zip(
-            waiting, self.journal.append([w.frame if isinstance(w, WriteFrame) else record_of(w) for w in waiting]), strict=True
-        ):
-            if isinstance(write, WriteFrame):
-                self.places[write.partition].take(write.frame_index, position)
-            elif isinstance(write, WriteFill):
-                self.places[write.partition].fill(write.frame_index, position, write.base)
-            elif isinstance(write, WriteJoin) and write.kept is not None:
-                self.places[write.partition].join(write.first, write.kept, write.base)
+        records = [write.frame if isinstance(write, WriteFrame) else record_of(write) for write in waiting]
+        self.contents.stored(waiting, self.journal.append(records))
 
     def step(self, step: tuple[Any, ...], epochs: list[int]) -> None:
         kind, partition, branch, *rest = step
@@ -180,6 +168,7 @@ def test_g2_replay_gives_the_same_holdings_and_places_as_the_running_store_had(
                 opened.step(step, epochs)
                 continue
             opened.flush()
+            opened.summarise()
             before, opened = opened, Opened(directory)
             before.journal.close()
             for partition in range(PARTITIONS):

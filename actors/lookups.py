@@ -17,7 +17,8 @@ from typing import Any
 
 from trilogue.actors.protocol.errors import ProtocolError, Unavailable
 from trilogue.actors.protocol.invariants import require
-from trilogue.actors.protocol.submissions import LookedUp, LookUp, Told
+from trilogue.actors.protocol.keys import KnownKey
+from trilogue.actors.protocol.submissions import LookedUp, LookUp, Question, Told
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.pump import end_process, spawn
 from trilogue.actors.replicated_log import ReplicatedLog
@@ -67,9 +68,8 @@ class Lookups:
             self._tell(LookedUp(asked[: len(told)], told, _now_us()))
             asked = asked[len(told) :]
 
-    async def _ask(self, upto: int, asked: list[tuple[str, list[str]]]) -> tuple[int, int, list[Told]]:
-        questions = [[session, senders, []] for session, senders in asked]
-        answer = await self._log.ask(Say.STATES, self._log.partition, upto, questions)
+    async def _ask(self, upto: int, asked: list[Question]) -> tuple[int, int, list[Told]]:
+        answer = await self._log.ask(Say.STATES, self._log.partition, upto, asked)
         match answer:
             case [int(last_stored_at_us), int(covered), list(states)]:
                 return last_stored_at_us, covered, list(map(_told, states))
@@ -78,8 +78,8 @@ class Lookups:
 
 def _told(item: Any) -> Told:
     match item:
-        case [int(last_seq), dict(last_n), bool(whole), dict()]:
-            return Told(last_seq, last_n, whole)
+        case [int(last_seq), dict(last_n), bool(whole), dict(keys), bool(keys_whole)]:
+            return Told(last_seq, last_n, whole, {key: KnownKey(*known) for key, known in keys.items()}, keys_whole)
     raise ProtocolError("what a store tells of a session has an unknown shape")
 
 

@@ -218,10 +218,11 @@ class SessionActor:
         say = message[0]
         if say == SUBMIT and len(message) == 2 and type(message[1]) is list:
             runs = message[1]
-            check_runs(runs, self._limits.run_messages_max)
+            sequencer = self._sequencer
+            submit = sequencer.submit_any if check_runs(runs, self._limits) else sequencer.submit
             if not self._open:
                 raise ProtocolError(f"partition {self._partition} is not open: wait for OPEN before you submit")
-            if effects := self._sequencer.submit(connection, runs, time.time_ns() // 1000):
+            if effects := submit(connection, runs, time.time_ns() // 1000):
                 self._run_effects(effects)
             if self._log.is_idle:  # nothing is on its way that this could wait for: it leaves at once
                 self._cut_now()

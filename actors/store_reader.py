@@ -39,6 +39,7 @@ from trilogue.actors.journal.files import summary_path
 from trilogue.actors.journal.summary import summarise
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.submissions import Question
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.store_places import FramePlaces
 
@@ -274,7 +275,7 @@ class ReadAhead:
         return self._frames.pop(index, None)
 
 
-def _for_a_while(sessions: list[tuple[str, list[str]]]) -> Iterator[tuple[str, list[str]]]:
+def _for_a_while(sessions: list[Question]) -> Iterator[Question]:
     """The first of them, and those that are reached in time: others wait for this thread, too."""
     deadline = monotonic() + STATES_SLICE_S
     for k, session in enumerate(sessions):
@@ -283,9 +284,9 @@ def _for_a_while(sessions: list[tuple[str, list[str]]]) -> Iterator[tuple[str, l
         yield session
 
 
-def _asked_for(item: Any) -> tuple[str, list[str]]:
-    """One session of STATES, and the senders that are asked for."""
+def _asked_for(item: Any) -> Question:
+    """One session of STATES, and the senders and keys that are asked for."""
     match item:
-        case [str(session), list(senders), list()] if all(type(sender_id) is str for sender_id in senders):
-            return session, senders
+        case [str(session), list(senders), list(keys)] if all(type(name) is str for name in (*senders, *keys)):
+            return Question(session, senders, keys)
     raise ProtocolError("a session whose state is asked for has an unknown shape")

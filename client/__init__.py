@@ -11,12 +11,14 @@ here; their tree stands in ``trilogue.actors.protocol.errors``.
 
 from trilogue.actors.protocol.errors import (
     ClientClosed,
+    ConflictingKey,
     ConflictingRetry,
     Corrupt,
     DataError,
     DirectoryInUse,
     DirectoryUnusable,
     GivenUp,
+    InvalidKey,
     InvalidRange,
     InvalidSender,
     InvalidSession,
@@ -47,8 +49,8 @@ from trilogue.client.sync import SyncClient, SyncSubscription
 __all__ = [
     "Client", "SyncClient", "Ack", "Message", "Subscription", "SyncSubscription", "ClientState", "Limits", "DEFAULT_LIMITS",
     "TrilogueError",
-    "UsageError", "InvalidSession", "InvalidSender", "InvalidRange", "MessageTooLarge", "InvalidSettings",
-    "ConflictingRetry", "OutboxInUse", "OutboxUnusable", "ClientClosed", "Unsent", "GivenUp",
+    "UsageError", "InvalidSession", "InvalidSender", "InvalidRange", "InvalidKey", "MessageTooLarge", "InvalidSettings",
+    "ConflictingRetry", "ConflictingKey", "OutboxInUse", "OutboxUnusable", "ClientClosed", "Unsent", "GivenUp",
     "NotAuthorized", "ProtocolError", "Overloaded", "Unavailable", "ProofOfLoss",
     "DataError", "DirectoryInUse", "WrongCluster", "NewerFormat", "DirectoryUnusable", "Corrupt",
     "LaunchError", "SettingsDiffer",

@@ -22,6 +22,7 @@ from trilogue.actors.protocol.errors import (
     Unsent,
     UsageError,
 )
+from trilogue.actors.protocol.ids import check_key
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.connecting.connections import Connections
@@ -82,7 +83,7 @@ class Client:
     # ------------------------------------------------------------------ sending
 
     def post(
-        self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None
+        self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None, key: str | None = None
     ) -> asyncio.Future[Ack]:
         """Hand `body` over for `session`, at once; the future is the Ack.
 
@@ -98,27 +99,42 @@ class Client:
         nobody answered (0 or 1 copies). Later messages of the sender follow in any case. The deadline is this process's: what
         a crash leaves in the outbox's file is sent by the next one, unless it had been given up.
 
-        Raises `InvalidSession`, `InvalidSender`, `InvalidRange`, `MessageTooLarge`, `TypeError` (a str: call ``.encode()``)
-        and `Overloaded` (the outbox is full: await `drain`); then nothing was handed over.
+        `key` is the caller's own id of the request, for those that may hand a message over twice: in this session, for 24
+        hours of the log's time, the second one is not stored. Its Ack has the original's seq and `duplicate`, whatever client
+        or sender it comes from. With another body under the same key the future fails with `ConflictingKey`, and nothing is
+        stored.
+
+        Raises `InvalidSession`, `InvalidSender`, `InvalidRange`, `InvalidKey`, `MessageTooLarge`, `TypeError` (a str: call
+        ``.encode()``) and `Overloaded` (the outbox is full: await `drain`); then nothing was handed over.
         """
         if not self._desk.is_open:
             self._desk.check_open()
         if deadline_s is not None:
             check_deadline(deadline_s)
+        if key is not None:
+            check_key(key)
         future: asyncio.Future[Ack] = self._loop.create_future()
         lane = self._desk.hand_over(session, body, sender, future)
+        if key is not None:
+            lane.put_key(key)
         if deadline_s is not None and self._deadlines is not None:
             self._deadlines.watch(lane, future, deadline_s)
         return future
 
-    async def send(self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None) -> Ack:
+    async def send(
+        self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None, key: str | None = None
+    ) -> Ack:
         """As `post`, and wait for the Ack. Cancelling this only stops the waiting: the message is sent all the same."""
         if not self._desk.is_open:
             self._desk.check_open()
         if deadline_s is not None:
             check_deadline(deadline_s)
+        if key is not None:
+            check_key(key)
         future: asyncio.Future[Ack] = self._loop.create_future()
-        lane = self._desk.hand_over(session, body, sender, future, True)
+        lane = self._desk.hand_over(session, body, sender, future, key is None)  # what leaves at once has no key
+        if key is not None:
+            lane.put_key(key)
         if deadline_s is not None and self._deadlines is not None:
             self._deadlines.watch(lane, future, deadline_s)
         return await future

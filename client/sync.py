@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from trilogue.actors.protocol.errors import ClientClosed, TrilogueError, UsageError
+from trilogue.actors.protocol.ids import check_key
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.client.client import Client
@@ -68,29 +69,36 @@ class SyncClient:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._lock = threading.Lock()
-        self._queue: list[tuple[str, bytes, str | None, Future[Ack], float | None, float]] = []
+        self._queue: list[tuple[str, bytes, str | None, Future[Ack], str | None, float | None, float]] = []
         self._queued_bytes = 0
 
     # ------------------------------------------------------------------ sending
 
-    def post(self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None) -> Future[Ack]:
+    def post(
+        self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None, key: str | None = None
+    ) -> Future[Ack]:
         """As `Client.post`: at once, and raising the same."""
         loop = self._running()
         if deadline_s is not None:
             check_deadline(deadline_s)
+        if key is not None:
+            check_key(key)
         body = self._client._desk.check(session, body, sender)
         future: Future[Ack] = Future()
         with self._lock:
             self._client._desk.check_room(len(self._queue), self._queued_bytes, len(body))
-            self._queue.append((session, body, sender, future, deadline_s, monotonic() if deadline_s is not None else 0.0))
+            at = monotonic() if deadline_s is not None else 0.0
+            self._queue.append((session, body, sender, future, key, deadline_s, at))
             self._queued_bytes += len(body)
             if len(self._queue) == 1:
                 loop.call_soon_threadsafe(self._take)
         return future
 
-    def send(self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None) -> Ack:
+    def send(
+        self, session: str, body: bytes, *, sender: str | None = None, deadline_s: float | None = None, key: str | None = None
+    ) -> Ack:
         """As `Client.send`. An interrupt only stops the waiting."""
-        return self.post(session, body, sender=sender, deadline_s=deadline_s).result()
+        return self.post(session, body, sender=sender, deadline_s=deadline_s, key=key).result()
 
     def cancel(self, future: Future[Ack]) -> bool:
         """As `Client.cancel`."""
@@ -254,11 +262,13 @@ class SyncClient:
         """In the client's loop: hand over what was posted."""
         with self._lock:
             queue, self._queue, self._queued_bytes = self._queue, [], 0
-            for session, body, sender, future, deadline_s, at in queue:
+            for session, body, sender, future, key, deadline_s, at in queue:
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
                     lane = self._client._desk.hand_over(session, body, sender, future)
+                    if key is not None:
+                        lane.put_key(key)
                     if deadline_s is not None and self._client._deadlines is not None:
                         self._client._deadlines.watch(lane, future, deadline_s, monotonic() - at)
                 except Exception as error:

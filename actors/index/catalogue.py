@@ -17,6 +17,7 @@ journal. Used by one thread. Rules:
     segments  id -> partition, level, upto, frame_crc (of the frame at `upto`), last_stored_at_us
     parts     (segment, session, first_seq, at) -> last_seq, entries: up to `PART_ENTRIES` of them, packed (``entries``)
     senders   (segment, session, sender_id, first_n) -> last_n, and in which part these numbers are
+    keys      (segment, session, key, seq) -> stored_at_us, digest: the idempotency keys of the session's messages
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 from trilogue.actors.index.entries import Part, Place, sender_crc
+from trilogue.actors.protocol.keys import KnownKey
 
 FILE: Final = "index.db"
-FORMAT: Final = 1
+FORMAT: Final = 2
 PAGE_BYTES: Final = 8192
 CACHE_KIB: Final = 8192
 PART_ENTRIES: Final = 40
@@ -48,6 +50,9 @@ _SCHEMA: Final = (
     "CREATE TABLE senders (segment INTEGER NOT NULL, session TEXT NOT NULL, sender_id TEXT NOT NULL, first_n INTEGER NOT NULL,"
     " last_n INTEGER NOT NULL, first_seq INTEGER NOT NULL, at INTEGER NOT NULL, crc INTEGER NOT NULL,"
     " PRIMARY KEY (segment, session, sender_id, first_n)) STRICT, WITHOUT ROWID",
+    "CREATE TABLE keys (segment INTEGER NOT NULL, session TEXT NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL,"
+    " stored_at_us INTEGER NOT NULL, digest BLOB NOT NULL, crc INTEGER NOT NULL,"
+    " PRIMARY KEY (segment, session, key, seq)) STRICT, WITHOUT ROWID",
 )
 _SEGMENTS_WITH: Final = (
     "SELECT id FROM segments WHERE partition = ?1 AND EXISTS"
@@ -76,6 +81,13 @@ _NUMBERS: Final = (
     "SELECT sender_id, first_n, last_n, first_seq, at, crc FROM senders WHERE segment = ?1 AND session = ?2 AND sender_id = ?3"
     " AND first_n <= ?5 AND first_n >= coalesce((SELECT max(first_n) FROM senders WHERE segment = ?1 AND session = ?2"
     " AND sender_id = ?3 AND first_n <= ?4), 0) ORDER BY first_n"
+)
+_NEWEST_OF_KEY: Final = (
+    "SELECT key, seq, stored_at_us, digest, crc FROM keys WHERE segment = ? AND session = ? AND key = ?"
+    " ORDER BY seq DESC LIMIT 1"
+)
+_SOME_KEYS: Final = (
+    "SELECT key, seq, stored_at_us, digest, crc FROM keys WHERE segment = ? AND session = ? ORDER BY key, seq LIMIT ?"
 )
 _ABOVE_ALL_NAMES: Final = chr(0x10FFFF) * 2
 
@@ -209,6 +221,30 @@ class Catalogue:
                 for place in self._part(session, part).places():
                     if place.sender == crc and place.first_n <= last_n and place.last_n >= first_n:
                         yield place
+
+    def key(self, segments: list[int], session: str, key: str) -> KnownKey | None:
+        """The newest message of the session that has this key."""
+        for segment in reversed(segments):
+            if row := self._one(_NEWEST_OF_KEY, segment, session, key):
+                return self._known_key(session, row)
+        return None
+
+    def keys(self, segments: list[int], session: str, count: int) -> tuple[dict[str, KnownKey], bool]:
+        """Some of the session's keys, and whether these are all: at most `count` of a segment are looked at."""
+        found: dict[str, KnownKey] = {}
+        whole = True
+        for segment in segments:
+            rows = self.database.execute(_SOME_KEYS, (segment, session, count + 1)).fetchall()
+            whole = whole and len(rows) <= count
+            found.update((row[0], self._known_key(session, row)) for row in rows)
+        return found, whole
+
+    @staticmethod
+    def _known_key(session: str, row: tuple[Any, ...]) -> KnownKey:
+        key, seq, stored_at_us, digest, crc = row
+        if crc_of(session, key, seq, stored_at_us, digest) != crc:
+            raise CatalogueDamaged(f"a key of session {session!r} fails its CRC")
+        return KnownKey(seq, stored_at_us, digest)
 
     def _one(self, query: str, *arguments: Any) -> tuple[Any, ...] | None:
         row: tuple[Any, ...] | None = self.database.execute(query, arguments).fetchone()

@@ -50,7 +50,7 @@ class IndexKeeper:
 
     def _open(self) -> None:
         self._catalogue = Catalogue.open(self._path, self._mark)
-        self._segments = Segments(self._catalogue)
+        self._segments = Segments(self._catalogue, self._limits.key_honoured_ms * 1000)
         self._writing: PartitionIndex | None = None
         self._flush: Job | None = None
         self._tidying: Job | None = None

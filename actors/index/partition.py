@@ -22,9 +22,14 @@ from trilogue.actors.index.catalogue import Catalogue, CatalogueDamaged
 from trilogue.actors.index.entries import Part, Place
 from trilogue.actors.index.recent import Recent, RecentSession
 from trilogue.actors.protocol.messages import Record, Run, part_of, unpack_record
+from trilogue.actors.protocol.submissions import Question
 
 STATE_ITEM_BYTES = 24
 """What an item of a page of states takes on the wire beside its name (at most 4 bytes a character), rounded up."""
+
+KEY_ITEM_BYTES = 64
+KEYS_WHOLE = 64
+"""A session with so many keys, or fewer, tells all of them: then its writer knows of another one that it is new."""
 
 ReadFrame = Callable[[int], bytes]
 """Reads and verifies the whole frame of an index."""
@@ -82,19 +87,20 @@ class PartitionIndex:
 
     # ------------------------------------------------------------------ states
 
-    def states(self, asked: Iterable[tuple[str, list[str]]], senders_max: int, bytes_max: int) -> list[Any]:
+    def states(self, asked: Iterable[Question], senders_max: int, bytes_max: int) -> list[Any]:
         """What STATES answers: for each session that is asked for, in order, until about `bytes_max`; at least for one."""
         found: list[list[Any]] = []
         size = 0
-        for session, senders in asked:
+        for session, senders, keys in asked:
             if size >= bytes_max:
                 break
-            state = self._state(session, senders, senders_max)
+            state = self._state(session, senders, keys, senders_max)
             found.append(state)
             size += STATE_ITEM_BYTES + sum(STATE_ITEM_BYTES + 4 * len(sender_id) for sender_id in state[1])
+            size += sum(KEY_ITEM_BYTES + 4 * len(key) for key in state[3])
         return [self.recent.last_stored_at_us, self.upto, found]
 
-    def _state(self, session: str, asked: list[str], senders_max: int) -> list[Any]:
+    def _state(self, session: str, asked: list[str], keys: list[str], senders_max: int) -> list[Any]:
         catalogue, memory = self._catalogue, self._in_memory(session)
         segments = catalogue.segments_with(self.partition, session)
         last_n = catalogue.senders(segments, session, senders_max + 1)
@@ -108,7 +114,26 @@ class PartitionIndex:
             if entry.part.first_seq != last_seq + 1:
                 raise CatalogueDamaged(f"session {session!r} has a hole after seq {last_seq}")
             last_seq = entry.last_seq
-        return [last_seq, last_n, whole, {}]
+        return [last_seq, last_n, whole, *self._keys(segments, memory, session, keys)]
+
+    def _keys(
+        self, segments: list[int], memory: list[RecentSession], session: str, asked: list[str]
+    ) -> tuple[dict[str, list[Any]], bool]:
+        """The session's keys, if they are few, otherwise those of the asked ones that it has; and whether these are all.
+
+        Who asks for none is told none: most sessions have no keys, and looking costs a query for each segment.
+        """
+        if not asked:
+            return {}, False
+        found, whole = self._catalogue.keys(segments, session, KEYS_WHOLE)
+        whole = whole and len(found) + sum(len(entry.keys or ()) for entry in memory) <= KEYS_WHOLE
+        if not whole:
+            there = ((key, self._catalogue.key(segments, session, key)) for key in asked)
+            found = {key: known for key, known in there if known is not None}
+        for entry in memory:
+            known_keys = entry.keys or {}
+            found.update(known_keys if whole else {key: known_keys[key] for key in asked if key in known_keys})
+        return {key: [*known[:3]] for key, known in found.items()}, whole
 
     def _last_n(self, segments: list[int], memory: list[RecentSession], session: str, sender_id: str) -> int:
         for entry in reversed(memory):

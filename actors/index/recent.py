@@ -20,12 +20,14 @@ import msgpack
 from trilogue.actors.index.entries import ENTRY_BYTES, Part, Place, pack_entry, sender_crc
 from trilogue.actors.protocol.frames import HEADER_BYTES
 from trilogue.actors.protocol.invariants import violated
-from trilogue.actors.protocol.messages import Run, unpack_record
+from trilogue.actors.protocol.keys import KnownKey, digest_of
+from trilogue.actors.protocol.messages import KEYED, Run, keys_of, unpack_record
 
 # Measured with tracemalloc, CPython 3.11: names of 20 and 40 characters.
 SESSION_BYTES = 430
 SENDER_BYTES = 140
 RECORD_BYTES = ENTRY_BYTES + 8
+KEY_BYTES = 330
 
 LastSeq = Callable[[str], int]
 """The last seq of a session in what lies before."""
@@ -34,12 +36,24 @@ LastSeq = Callable[[str], int]
 class RecentSession:
     """One session: its entries in the order of the log, and for each sender which of them are his."""
 
-    __slots__ = ("entries", "last_seq", "senders")
+    __slots__ = ("entries", "keys", "last_seq", "senders")
 
     def __init__(self, last_seq: int) -> None:
         self.last_seq = last_seq
         self.entries = bytearray()
         self.senders: dict[str, array[int]] = {}
+        self.keys: dict[str, KnownKey] | None = None  # idempotency keys; None as long as there is none
+
+    def note_keys(self, run: Run, keys: list[str | None]) -> int:
+        """These messages have these keys; how much more memory that takes."""
+        known = self.keys = self.keys or {}
+        size = 0
+        for k, (key, body) in enumerate(zip(keys, run.bodies, strict=True)):
+            if key is not None:
+                known.pop(key, None)  # the newest last
+                known[key] = KnownKey(run.first_seq + k, run.stored_at_us, digest_of(body))
+                size += KEY_BYTES + len(key)
+        return size
 
     @property
     def part(self) -> Part:
@@ -81,7 +95,8 @@ class Recent:
         count = unpacker.read_array_header()
         end = unpacker.tell()
         for _ in range(count):
-            start, record = end, unpack_record(unpacker.unpack())
+            item = unpacker.unpack()
+            start, record = end, unpack_record(item)
             end = unpacker.tell()
             session, sender_id, stored_at_us = record.session, record.sender_id, record.stored_at_us
             if stored_at_us > self.last_stored_at_us:
@@ -107,6 +122,8 @@ class Recent:
                 size += SENDER_BYTES
             own.append(len(entry.entries) // ENTRY_BYTES)
             where = HEADER_BYTES + start, end - start, crc32(payload[start:end]), sender_crc(sender_id)
+            if item[0] == KEYED and isinstance(record, Run):
+                size += entry.note_keys(record, keys_of(item))
             entry.entries += pack_entry(first_seq, first_n, frame_index, *where)
             size += RECORD_BYTES
         self.upto = frame_index

@@ -8,6 +8,7 @@ generator that does a little between two `yield`s, so that its thread can do oth
 2. Whatever job ends early leaves rows that do not count: they are removed later, and its number is not given again.
 3. Segments of one level are merged `FAN_IN` at a time, up to level `LEVELS_MAX`: each row is written so many times at most, and
    a merge is bounded.
+4. A merge leaves out the idempotency keys whose time is over by the log's own: no message can repeat them any more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ MERGE_ROWS: Final = 1024
 SORTED_AT_ONCE: Final = 1024
 _PART_BYTES: Final = PART_ENTRIES * ENTRY_BYTES
 _TABLES: Final = {"parts": "session, first_seq, at, last_seq, entries, crc",
-                  "senders": "session, sender_id, first_n, last_n, first_seq, at, crc"}  # fmt: skip
+                  "senders": "session, sender_id, first_n, last_n, first_seq, at, crc",
+                  "keys": "session, key, seq, stored_at_us, digest, crc"}  # fmt: skip
 _INSERTS: Final = {
     table: f"INSERT INTO {table} VALUES (?{', ?' * (columns.count(',') + 1)})" for table, columns in _TABLES.items()
 }
@@ -40,8 +42,9 @@ Job = Iterator[None]
 class Segments:
     """Writes one catalogue."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, key_honoured_us: int) -> None:
         self._catalogue = catalogue
+        self._key_honoured_us = key_honoured_us
         self._database = catalogue.database
         there = {id for table in _TABLES for id in self._ids_in(table)}
         self._garbage = there - {segment.id for segment in catalogue.segments}
@@ -68,6 +71,8 @@ class Segments:
         sessions = recent.sessions
         yield from self._insert("parts", (row for name in names for row in _part_rows(segment.id, name, sessions[name])))
         yield from self._insert("senders", (row for name in names for row in _sender_rows(segment.id, name, sessions[name])))
+        keyed = [name for name in names if sessions[name].keys]
+        yield from self._insert("keys", (row for name in keyed for row in _key_rows(segment.id, name, sessions[name])))
         self._register(segment, [])
 
     def merge(self) -> Job | None:
@@ -82,10 +87,12 @@ class Segments:
 
     def _merge(self, old: list[Segment]) -> Job:
         new = old[-1]._replace(id=self._new_id(), level=old[0].level + 1)
+        keys_from_us = new.last_stored_at_us - self._key_honoured_us + 1
         for table in _TABLES:
             after: str | None = ""
             while after is not None:
-                after = self._copy(table, [segment.id for segment in old], new.id, after)
+                only = f" AND stored_at_us >= {keys_from_us}" if table == "keys" else ""
+                after = self._copy(table, [segment.id for segment in old], new.id, after, only)
                 yield
         self._register(new, old)
 
@@ -117,10 +124,10 @@ class Segments:
                 self._database.executemany(_INSERTS[table], some)
             yield
 
-    def _copy(self, table: str, old: list[int], new: int, after: str) -> str | None:
+    def _copy(self, table: str, old: list[int], new: int, after: str, only: str) -> str | None:
         """Copy the rows of some sessions behind `after`; returns the last of them, or nothing when there are no more."""
         end = self._end_of_slice(table, old, after)
-        until = "" if end is None else "AND session <= ?3"
+        until = only if end is None else f"{only} AND session <= ?3"
         columns = _TABLES[table]
         self._database.execute(
             f"INSERT INTO {table} SELECT ?1, {columns} FROM {table} WHERE segment IN ({_list(old)}) AND session > ?2 {until}"
@@ -209,3 +216,8 @@ def _sender_rows(segment: int, session: str, entry: RecentSession) -> Iterator[t
             head = whole.place(number * PART_ENTRIES)
             row = sender_id, first_n, last_n, head.first_seq, head.at
             yield (segment, session, *row, crc_of(session, *row))
+
+
+def _key_rows(segment: int, session: str, entry: RecentSession) -> Iterator[tuple[Any, ...]]:
+    for key, (seq, stored_at_us, digest, _) in sorted((entry.keys or {}).items()):
+        yield (segment, session, key, seq, stored_at_us, digest, crc_of(session, key, seq, stored_at_us, digest))

@@ -9,9 +9,11 @@ error survives pickling (positional arguments to ``super().__init__``), since Ra
     ├── UsageError                the caller's fault: nothing was stored, the same call fails again
     │   ├── InvalidSession        not a non-empty UTF-8 string of at most 255 bytes
     │   ├── InvalidSender         empty, too long, or with control characters
+    │   ├── InvalidKey            an idempotency key that is no non-empty UTF-8 string of at most 255 bytes
     │   ├── InvalidRange          `after`, `limit`, `last` or `credit` out of bounds
     │   ├── MessageTooLarge       the body is above `body_bytes_max`
     │   └── InvalidSettings       partitions, copies, stores or an address that make no sense
+    ├── ConflictingKey            this idempotency key was used in this session before, for another body
     ├── ConflictingRetry          this number was used before, for another body: a copied or restored outbox
     ├── OutboxInUse               another process holds this outbox file
     ├── OutboxUnusable            not an outbox, from a newer version, or its disk failed
@@ -57,6 +59,10 @@ class InvalidSender(UsageError, ValueError):
     """The sender's name is empty, too long, or holds control characters."""
 
 
+class InvalidKey(UsageError, ValueError):
+    """The idempotency key is not a non-empty UTF-8 string of at most 255 bytes."""
+
+
 class InvalidRange(UsageError, ValueError):
     """An `after`, `limit`, `last` or credit is out of its bounds."""
 
@@ -73,6 +79,13 @@ class ConflictingRetry(TrilogueError):
     """This sender_id's number was used before, with another body: the outbox was copied or restored.
 
     This message was **not** stored. Later ones go on under a new sender_id.
+    """
+
+
+class ConflictingKey(TrilogueError):
+    """This idempotency key was used in this session within its time, for a message with another body.
+
+    This message was **not** stored. The sender's later ones follow.
     """
 
 

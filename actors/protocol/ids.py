@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
-from trilogue.actors.protocol.errors import InvalidSender, InvalidSession
+from trilogue.actors.protocol.errors import InvalidKey, InvalidSender, InvalidSession
 
 SLOTS = 4096
 SESSION_BYTES_MAX = 255
 SENDER_BYTES_MAX = 255
+KEY_BYTES_MAX = 255
 OUTBOX_ID_HEX_DIGITS = 32
 PARTITIONS_MAX = 1024
 
@@ -49,6 +50,19 @@ def check_sender(sender: object) -> str:
     if any(unicodedata.category(c) == "Cc" for c in sender):
         raise InvalidSender(f"sender {sender!r} holds a control character: leave it out")
     return sender
+
+
+def check_key(key: object) -> str:
+    """Return `key` if it can be an idempotency key; raise `InvalidKey` otherwise."""
+    if not isinstance(key, str) or not key:
+        raise InvalidKey(f"an idempotency key is a non-empty str, not {key!r}: give your own id of the request")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidKey(f"the idempotency key {key!r} is not valid UTF-8: it holds a lone surrogate") from None
+    if size > KEY_BYTES_MAX:
+        raise InvalidKey(f"an idempotency key has {size} bytes in UTF-8: {KEY_BYTES_MAX} at most; give a hash of it")
+    return key
 
 
 def slot_of(session: str) -> int:

@@ -33,10 +33,16 @@ class Limits:
     submit_bytes_max: int = 2 * MIB
     in_flight_messages_max: int = 16_384
     in_flight_bytes_max: int = 16 * MIB
+    keyed_run_messages_max: int = 128
     outbox_messages_max: int = 65_536
     outbox_bytes_max: int = 64 * MIB
     outbox_commit_bytes_max: int = 4 * MIB
     lanes_max: int = 131_072
+
+    # idempotency keys
+    key_honoured_ms: int = 24 * 3600 * 1000  # of log time
+    session_keys_hot_max: int = 1_024
+    keys_hot_max: int = 131_072
 
     # the log of a partition
     frame_bytes_target: int = 1 * MIB
@@ -108,6 +114,9 @@ class Limits:
             self.frame_bytes_target + self.submit_bytes_max + self.body_bytes_max + 64 * KIB <= self.frame_bytes_max,
             "a frame that one last run overfills stays within its bound",
         )
+        require(self.keyed_run_messages_max * 256 <= 32 * KIB, "the keys of a run fit what its bounds leave")
+        require(2 * self.keyed_run_messages_max <= self.session_keys_hot_max, "a run's keys stay until it is numbered")
+        require(self.session_keys_hot_max <= self.keys_hot_max, "a session's keys are some of all")
         require(self.frame_bytes_max + 64 * KIB <= self.wire_bytes_max, "a frame fits an append on the wire")
         require(self.frame_bytes_max + 64 * KIB <= self.journal_file_bytes, "a frame fits an empty journal file")
         require(
@@ -130,7 +139,7 @@ class Limits:
         require(self.states_names_max >= 2, "a session can be asked for with a sender")
         require(self.states_names_max * 264 + 64 * KIB <= self.wire_bytes_max, "names that are asked for fit a wire frame")
         require(
-            self.history_bytes_max + self.states_names_max * 280 + 64 * KIB <= self.wire_bytes_max,
+            self.history_bytes_max + self.states_names_max * 320 + 64 * KIB <= self.wire_bytes_max,
             "a page of states that one last session overfills fits a wire frame",
         )
         require(self.in_flight_messages_max <= self.outbox_messages_max, "what is in flight is in the outbox")

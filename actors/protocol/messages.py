@@ -8,8 +8,11 @@ A payload is a msgpack array of records; a record is an array whose first item i
 
     RUN   [1, session, sender_id, first_n, first_seq, stored_at_us, [sent_at_us …], [body …]]
     SKIP  [2, session, sender_id, n, stored_at_us]      a number that was given up: it takes its n and no seq
+    ALIAS [3, session, sender_id, n, seq, stored_at_us, digest]   a number whose message repeats the key of the one at `seq`: it
+                                                        takes its n and no seq of its own
+    KEYED [6, …, [key or None …]]                       a RUN, and the idempotency key of each of its messages
 
-3 (alias), 4 (checkpoint) and 5 (trim) are reserved.
+4 (checkpoint) and 5 (trim) are reserved. Readers see a KEYED as the RUN that it is.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from trilogue.actors.protocol.ids import sender_of
 
 RUN = 1
 SKIP = 2
+ALIAS = 3
+KEYED = 6
 
 
 class Message(NamedTuple):
@@ -84,25 +89,45 @@ class Skip(NamedTuple):
     stored_at_us: int
 
 
-Record = Run | Skip
+class Alias(NamedTuple):
+    """A number whose message repeats an idempotency key: its answer is the seq of the message that had it first."""
+
+    kind: int
+    session: str
+    sender_id: str
+    n: int
+    seq: int
+    stored_at_us: int
+    digest: bytes  # of its body (``keys``)
+
+
+Record = Run | Skip | Alias
 
 _RUN_TYPES = [int, str, str, int, int, int, list, list]
 _SKIP_TYPES = [int, str, str, int, int]
+_ALIAS_TYPES = [int, str, str, int, int, int, bytes]
+_KEYED_TYPES = [*_RUN_TYPES, list]
+_KEY_TYPES = {str, type(None)}
 _new = tuple.__new__
 
 pack_records: Callable[[list[Any]], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True).pack
-"""The payload of a frame. Records are `Run` and `Skip` tuples (or plain sequences of the same shape)."""
+"""The payload of a frame. Records are `Run`, `Skip` and `Alias` tuples (or plain sequences of the same shape)."""
 
 
 def unpack_records(payload: bytes | memoryview) -> list[Record]:
     """The records of a payload. Raises `ProtocolError` if the bytes are not what `pack_records` makes."""
+    return [unpack_record(item) for item in unpack_items(payload)]
+
+
+def unpack_items(payload: bytes | memoryview) -> list[Any]:
+    """As `unpack_records`, but as arrays of any shape: for `unpack_record` and `keys_of`."""
     try:
         raw = msgpack.unpackb(payload, use_list=True, raw=False, strict_map_key=True)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolError(f"a frame's payload is not msgpack: {error}") from None
     if not isinstance(raw, list):
         raise ProtocolError("a frame's payload is not an array of records")
-    return [unpack_record(item) for item in raw]
+    return raw
 
 
 def unpack_record(item: Any) -> Record:
@@ -115,7 +140,17 @@ def unpack_record(item: Any) -> Record:
                 return _new(Run, item)
         elif types == _SKIP_TYPES and item[0] == SKIP and item[3] > 0:
             return _new(Skip, item)
+        elif types == _KEYED_TYPES and item[0] == KEYED:
+            if len(item[8]) == len(item[7]) and {*map(type, item[8])} <= _KEY_TYPES:
+                return unpack_record([RUN, *item[1:8]])
+        elif types == _ALIAS_TYPES and item[0] == ALIAS and item[3] > 0 and item[4] > 0:
+            return _new(Alias, item)
     raise ProtocolError(f"a record of unknown shape in a frame: kind {item[:1] if isinstance(item, list) else item!r}")
+
+
+def keys_of(item: list[Any]) -> list[str | None]:
+    """The keys of a record's messages, out of its array; empty if it has none. `unpack_record` has checked it."""
+    return item[8] if item[0] == KEYED else []
 
 
 def messages_of(run: Run) -> list[Message]:

@@ -14,7 +14,9 @@ Rules, in the order in which they are applied:
    elsewhere its number may be right. A run that starts above `last_n + 1` is refused with the number that is expected. Nothing
    of it is stored.
 3. A run that starts at `last_n + 1` is checked against the limits *before* it gets seqs; these follow the session's last.
-4. A number that was given up becomes a *skip*: it takes its n and no seq.
+4. A number that was given up becomes a *skip*: it takes its n and no seq. One whose message repeats an idempotency key
+   becomes an *alias* of the seq that has it, or is refused for good, as ``keys`` says; where a key is not known, rule 0
+   holds.
 5. An ack leaves when the frame that holds the run is committed, never before (G1).
 6. What readers may see of a session ends at its last committed seq (G7).
 
@@ -25,15 +27,16 @@ has them, a lonely message takes 4.4 µs here instead of 2.7.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
 from typing import Any
 
-from trilogue.actors.protocol.errors import UsageError
-from trilogue.actors.protocol.ids import check_sender_id, check_session, partition_of
+from trilogue.actors.protocol.ids import partition_of
 from trilogue.actors.protocol.invariants import violated
+from trilogue.actors.protocol.keys import KnownKey, digest_of, new_upto
 from trilogue.actors.protocol.limits import KIB, Limits
-from trilogue.actors.protocol.messages import RUN, SKIP, Run
+from trilogue.actors.protocol.messages import ALIAS, KEYED, RUN, SKIP, Run
+from trilogue.actors.protocol.refusals import stranger, too_large, unavailable
 from trilogue.actors.protocol.retries import answers_of
 from trilogue.actors.protocol.session_states import SessionState, SessionStates
 from trilogue.actors.protocol.submissions import (
@@ -60,7 +63,7 @@ MESSAGE_OVERHEAD_BYTES = 16
 """What a record and each of its messages take in a frame beside the bodies, at most: two names of 255 bytes, numbers, times."""
 
 RUN_ITEMS = 5
-"""What a submitted run consists of; a number that is given up has fewer items."""
+"""What a submitted run consists of, but for its keys; a number that is given up has fewer items."""
 
 _new = tuple.__new__
 
@@ -74,6 +77,7 @@ class Sequencer:
     def __init__(self, partition: int, partitions: int, limits: Limits, committed: int = 0, last_stored_at_us: int = 0) -> None:
         self._states = SessionStates(limits, committed)
         self._partition, self._partitions, self._limits = partition, partitions, limits
+        self._key_honoured_us = limits.key_honoured_ms * 1000
         self._run_bytes_max = limits.submit_bytes_max + limits.body_bytes_max + 64 * KIB
         self._waiting: list[tuple[Any, ...]] = []
         self._waiting_from: list[Source] = []
@@ -104,7 +108,7 @@ class Sequencer:
         """Decide on one event."""
         match event:
             case Submitted(source, runs, now_us):
-                return self.submit(source, runs, now_us)
+                return self.submit_any(source, runs, now_us)
             case FrameCommitted(upto):
                 return self.committed(upto)
             case Recalled(retry, records):
@@ -161,8 +165,8 @@ class Sequencer:
                 continue
             size = sum(map(len, bodies))
             if size > body_bytes_max and max(map(len, bodies)) > body_bytes_max:
-                count, too_large = self._too_large(session, sender_id, first_n, bodies)
-                refusals += too_large
+                count, refused = too_large(session, sender_id, first_n, bodies, body_bytes_max)
+                refusals += refused
                 if count == 0:
                     continue
                 sent_at_us, bodies = sent_at_us[:count], bodies[:count]
@@ -188,47 +192,105 @@ class Sequencer:
             effects.append(Refused(source, refusals))
         return effects
 
-    def _unknown(self, source: Source, item: list[Any], count: int, refusals: list[Refusal]) -> SessionState | None:
-        """What to do with a run, or a number that is given up, whose session or sender is not in memory, or is being looked up:
-        it is refused for its names, or it is a new sender's, or it waits."""
+    def submit_any(self, source: Source, runs: list[list[Any]], now_us: int) -> list[Effect]:
+        """As `submit`, for runs of which some have keys."""
+        effects: list[Effect] = []
+        for keyed, row in groupby(runs, lambda run: len(run) > RUN_ITEMS):
+            if not keyed:
+                effects += self.submit(source, [*row], now_us)
+                continue
+            for run in row:
+                effects += self._submit_keyed(source, run, now_us)
+        return effects
+
+    def _submit_keyed(self, source: Source, run: list[Any], now_us: int) -> list[Effect]:
+        session, sender_id, first_n, sent_at_us, bodies, keys = run
+        now_us = self._last_stored_at_us = max(now_us, self._last_stored_at_us)
+        states, refusals = self._states, list[Refusal]()
+        state = states.hot.get(session)
+        unknown = state is None or sender_id not in state.last_n or session in states.awaited
+        if state is None or unknown or states.lacks(state, keys):
+            state = self._unknown(source, run, len(bodies), refusals, keys)
+            if state is None:
+                return [*states.ask(), *([Refused(source, refusals)] if refusals else [])]
+        effects: list[Effect] = []
+        last_n = state.last_n[sender_id]
+        if (known := min(len(bodies), last_n - first_n + 1)) > 0:
+            effects += self._retry(Retry(source, session, sender_id, first_n, bodies[:known]))
+            first_n, sent_at_us, bodies, keys = first_n + known, sent_at_us[known:], bodies[known:], keys[known:]
+        expected, at, end = last_n + 1, 0, 0
+        while at < len(bodies) and first_n + at == expected:
+            known_keys = state.keys or {}
+            end = new_upto(keys, at, known_keys, now_us, self._key_honoured_us)
+            if end > at:
+                before = len(self._waiting)
+                new = [session, sender_id, expected, sent_at_us[at:end], bodies[at:end]]
+                effects += self.submit(source, [new], now_us)
+                numbered = self._put_keys(state, keys[at:]) if len(self._waiting) > before else 0
+                at, expected = (at + numbered if numbered == end - at else end), expected + numbered
+                continue
+            original = known_keys[keys[at]]
+            if digest_of(bodies[at]) != original.digest:
+                text = f"key {keys[at]!r} was used in session {session!r} for another message: give a new key"
+                refusals.append(Refusal(session, sender_id, expected, 1, Code.CONFLICTING_KEY, text, expected))
+                at += 1
+                break
+            self._number(source, state, (ALIAS, session, sender_id, expected, original.seq, now_us, original.digest))
+            at, expected = at + 1, expected + 1
+        if at < len(bodies):
+            text = f"number {first_n + at} came where {expected} is next"
+            rest = len(bodies) - at
+            refusals.append(Refusal(session, sender_id, first_n + at, rest, Code.OUT_OF_ORDER, text, expected))
+        return [*effects, Refused(source, refusals)] if refusals else effects
+
+    def _put_keys(self, state: SessionState, keys: list[str | None]) -> int:
+        """Give the run that was numbered last its keys; return how many messages it has."""
+        record = self._waiting[-1]
+        _, session, _, _, first_seq, stored_at_us, _, bodies = record
+        keys = keys[: len(bodies)]
+        if any(key is not None for key in keys):
+            self._waiting[-1] = (KEYED, *record[1:], keys)
+            size = sum(len(key.encode()) + 3 for key in keys if key is not None)
+            self._waiting_sizes[-1] += size
+            self.waiting_bytes += size
+            for k, (key, body) in enumerate(zip(keys, bodies, strict=True)):
+                if key is not None:
+                    known = KnownKey(first_seq + k, stored_at_us, digest_of(body), state.last_record)
+                    self._states.note_key(session, state, key, known)
+        return len(bodies)
+
+    def _number(self, source: Source, state: SessionState, record: tuple[Any, ...]) -> None:
+        """A record that takes one number, and no seq."""
+        _, session, sender_id, n, *_ = record
+        state.last_n[sender_id] = n
+        self._waiting.append(record)
+        state.last_record = self._cut_records + len(self._waiting)
+        self._states.hot.move_to_end(session)
+        self._waiting_from.append(source)
+        self._waiting_sizes.append(RECORD_OVERHEAD_BYTES)
+        self.waiting_bytes += RECORD_OVERHEAD_BYTES
+
+    def _unknown(
+        self, source: Source, item: list[Any], count: int, refusals: list[Refusal], keys: Sequence[str | None] = ()
+    ) -> SessionState | None:
+        """What to do with a run, or a number that is given up, whose session, sender or keys are not in memory, or are being
+        looked up: it is refused for its names, or it is a new sender's, or it waits."""
         session, sender_id = item[0], item[1]
-        if (refusal := self._stranger(session, sender_id, item[2], count)) is not None:
+        if (refusal := stranger(session, sender_id, item[2], count, self.owns, self._partitions)) is not None:
             refusals.append(refusal)
             return None
         states = self._states
         state = states.hot.get(session)
-        if state is not None and state.whole and session not in states.awaited:
-            states.add_sender(session, sender_id)
-            return state
-        size = sum(map(len, item[4])) if len(item) == RUN_ITEMS else 0
-        states.park(session, sender_id, source, item, size + MESSAGE_OVERHEAD_BYTES * count + RECORD_OVERHEAD_BYTES)
+        if state is not None and session not in states.awaited and not states.lacks(state, keys):
+            if sender_id in state.last_n:
+                return state
+            if state.whole:
+                states.add_sender(session, sender_id)
+                return state
+        size = sum(map(len, item[4])) if len(item) >= RUN_ITEMS else 0
+        size += sum(len(key) for key in keys if key is not None)
+        states.park(session, sender_id, source, item, size + MESSAGE_OVERHEAD_BYTES * count + RECORD_OVERHEAD_BYTES, keys)
         return None
-
-    def _stranger(self, session: str, sender_id: str, first_n: int, count: int) -> Refusal | None:
-        """The checks of names, made once: for a session or a sender that is not known here yet."""
-        try:
-            check_session(session)
-        except UsageError as error:
-            return Refusal(session, sender_id, first_n, count, Code.INVALID_SESSION, str(error), first_n)
-        try:
-            check_sender_id(sender_id)
-        except UsageError as error:
-            return Refusal(session, sender_id, first_n, count, Code.INVALID_SENDER, str(error), first_n)
-        if not self.owns(session):
-            text = f"session {session!r} belongs to partition {partition_of(session, self._partitions)}"
-            return Refusal(session, sender_id, first_n, count, Code.NOT_HERE, text, first_n)
-        return None
-
-    def _too_large(self, session: str, sender_id: str, first_n: int, bodies: list[bytes]) -> tuple[int, list[Refusal]]:
-        """How many messages stand before the first that is too large, and the refusals of that one and of what follows it."""
-        bound = self._limits.body_bytes_max
-        at = next(k for k, body in enumerate(bodies) if len(body) > bound)
-        text = f"a body of {len(bodies[at])} bytes: {bound} at most; send it in parts or keep it elsewhere"
-        refusals = [Refusal(session, sender_id, first_n + at, 1, Code.MESSAGE_TOO_LARGE, text, first_n + at)]
-        if rest := len(bodies) - at - 1:
-            text = f"number {first_n + at} was refused and must be given up first"
-            refusals.append(Refusal(session, sender_id, first_n + at + 1, rest, Code.OUT_OF_ORDER, text, first_n + at))
-        return at, refusals
 
     def _give_up(self, source: Source, numbers: list[list[Any]], now_us: int) -> list[Effect]:
         effects: list[Effect] = []
@@ -249,13 +311,7 @@ class Sequencer:
                 text = f"number {n} came where {last_n + 1} is next"
                 refusals.append(Refusal(session, sender_id, n, 1, Code.OUT_OF_ORDER, text, last_n + 1))
                 continue
-            state.last_n[sender_id] = n
-            self._waiting.append((SKIP, session, sender_id, n, self._last_stored_at_us))
-            state.last_record = self._cut_records + len(self._waiting)
-            states.hot.move_to_end(session)
-            self._waiting_from.append(source)
-            self._waiting_sizes.append(RECORD_OVERHEAD_BYTES)
-            self.waiting_bytes += RECORD_OVERHEAD_BYTES
+            self._number(source, state, (SKIP, session, sender_id, n, self._last_stored_at_us))
         if refusals:
             effects.append(Refused(source, refusals))
         return [*effects, *states.ask()]
@@ -269,12 +325,13 @@ class Sequencer:
         if event.told is None:
             parked, failed = states.not_told(event.asked)
             effects += failed
-            for source, _, items in _in_rows(parked):
-                effects.append(Refused(source, [_unavailable(item) for item in items]))
+            for source, are_runs, items in _in_rows(parked):
+                refused = [unavailable(item[0], item[1], item[2], len(item[4]) if are_runs else 1) for item in items]
+                effects.append(Refused(source, refused))
             return [*effects, *states.ask()]
         parked, ready = states.told(event.asked, event.told)
         for source, are_runs, items in _in_rows(parked):
-            effects += (self.submit if are_runs else self._give_up)(source, items, event.now_us)
+            effects += (self.submit_any if are_runs else self._give_up)(source, items, event.now_us)
         effects += states.loaded(ready)
         self._let_go()
         return [*effects, *states.ask()]
@@ -286,6 +343,9 @@ class Sequencer:
             uncommitted = [self._waiting, *(records for _, records, _ in self._in_frames)]
             busy = {(record[1], record[2]) for records in uncommitted for record in records if record[1] in crowded}
             states.drop_senders(busy, self._committed)
+        if states.full_of_keys:
+            over_before_us = self._last_stored_at_us - self._key_honoured_us
+            states.drop_keys(self._committed_records, self._committed, over_before_us)
         if states.too_many:
             states.evict(self._committed_records, self._committed)
 
@@ -330,6 +390,14 @@ class Sequencer:
                     sessions[session].committed_seq = first_seq + count - 1
                     ack = (session, sender_id, first_n, count, first_seq, False)
                     readable.append(record)  # type: ignore[arg-type]  # a plain tuple of a Run's shape: 0.3 µs less
+                elif record[0] == KEYED:
+                    run = Run(RUN, *record[1:8])
+                    last_seq = run.first_seq + len(run.bodies) - 1
+                    sessions[run.session].committed_seq = last_seq
+                    ack = (run.session, run.sender_id, run.first_n, len(run.bodies), run.first_seq, False)
+                    readable.append(run)
+                elif record[0] == ALIAS:
+                    ack = (record[1], record[2], record[3], 1, record[4], True)
                 else:
                     ack = (record[1], record[2], record[3], 1, 0, False)
                 answers = acks.get(source)
@@ -342,7 +410,7 @@ class Sequencer:
         if self._retries:
             due = [key for key, (records_due, _) in self._retries.items() if records_due <= self._committed_records]
             effects += [Recall(self._retries.pop(key)[1]) for key in due]
-        if self._states.too_many or self._states.crowded:
+        if self._states.too_many or self._states.crowded or self._states.full_of_keys:
             self._let_go()
         return effects
 
@@ -359,13 +427,7 @@ class Sequencer:
         return []
 
 
-def _unavailable(item: list[Any]) -> Refusal:
-    text = "no store could be asked how far the session is: it will be asked again"
-    session, sender_id, n = item[:3]
-    return Refusal(session, sender_id, n, len(item[4]) if len(item) == RUN_ITEMS else 1, Code.UNAVAILABLE, text, n)
-
-
 def _in_rows(parked: list[tuple[Source, list[Any]]]) -> Iterator[tuple[Source, bool, list[list[Any]]]]:
     """What waited, in its order: runs in a row, or numbers to give up, that one source has submitted."""
-    for (source, are_runs), row in groupby(parked, key=lambda one: (one[0], len(one[1]) == RUN_ITEMS)):
+    for (source, are_runs), row in groupby(parked, key=lambda one: (one[0], len(one[1]) >= RUN_ITEMS)):
         yield source, are_runs, [item for _, item in row]

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-from trilogue.actors.protocol.errors import ProtocolError
+from trilogue.actors.protocol.errors import InvalidKey, ProtocolError
+from trilogue.actors.protocol.ids import check_key
+from trilogue.actors.protocol.keys import KnownKey
+from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import Record, Run
 
 Source = Hashable
@@ -17,7 +20,8 @@ Source = Hashable
 
 
 class Submitted(NamedTuple):
-    """Runs as they came: [session, sender_id, first_n, [sent_at_us …], [body …]]. Their shape was checked by `check_runs`."""
+    """Runs as they came: [session, sender_id, first_n, [sent_at_us …], [body …]], and a sixth item [key or None …] if any has a
+    key. Their shape was checked by `check_runs`."""
 
     source: Source
     runs: list[list[Any]]
@@ -54,18 +58,28 @@ class Wanted(NamedTuple):
 
 class Told(NamedTuple):
     """What a store says of a session: the last of its seqs, and its senders' last numbers. `whole`: all senders are named,
-    otherwise those that were asked for, as far as the session has them."""
+    otherwise those that were asked for, as far as the session has them. So with the keys that are honoured."""
 
     last_seq: int
     last_n: dict[str, int]
     whole: bool
+    keys: dict[str, KnownKey] = {}  # noqa: RUF012  # never changed
+    keys_whole: bool = False
+
+
+class Question(NamedTuple):
+    """A session whose state is asked for, with the senders and keys that are missed."""
+
+    session: str
+    senders: list[str]
+    keys: list[str]
 
 
 class LookedUp(NamedTuple):
     """A store's answer to the beginning of what `LookUp` asked for, one for each session; None: no store answers for any of
     them."""
 
-    asked: list[tuple[str, list[str]]]
+    asked: list[Question]
     told: list[Told] | None
     now_us: int
 
@@ -109,11 +123,11 @@ class Readable(NamedTuple):
 
 
 class LookUp(NamedTuple):
-    """Ask a store that holds the log up to `upto`, or further, for the states of these sessions, each with senders that must be
-    among those it names. What goes on in them waits until `LookedUp` has come for each."""
+    """Ask a store that holds the log up to `upto`, or further, for the states of these sessions, each with senders and keys
+    that must be among those it names. What goes on in them waits until `LookedUp` has come for each."""
 
     upto: int
-    asked: list[tuple[str, list[str]]]
+    asked: list[Question]
 
 
 class Loaded(NamedTuple):
@@ -144,15 +158,31 @@ Effect = Answered | Refused | Recall | Readable | LookUp | Loaded
 _BYTES, _INTS = {bytes}, {int}
 
 
-def check_runs(runs: list[Any], run_messages_max: int) -> None:
-    """Raise `ProtocolError` unless each has a submitted run's shape. Says nothing of names and bodies' sizes."""
+def check_runs(runs: list[Any], limits: Limits) -> bool:
+    """Whether any of them has keys. Raises `ProtocolError` unless each has a submitted run's shape; names are not looked at."""
+    run_messages_max, keyed = limits.run_messages_max, False
     for run in runs:
-        if type(run) is list and len(run) == 5:
-            session, sender_id, first_n, sent_at_us, bodies = run
+        if type(run) is list and len(run) in (5, 6):
+            session, sender_id, first_n, sent_at_us, bodies = run if len(run) == 5 else run[:5]
             if (
                 type(session) is str and type(sender_id) is str and type(first_n) is int and first_n > 0
                 and type(sent_at_us) is list and type(bodies) is list and 0 < len(bodies) == len(sent_at_us) <= run_messages_max
                 and {*map(type, bodies)} == _BYTES and {*map(type, sent_at_us)} == _INTS
             ):  # fmt: skip
-                continue
+                if len(run) == 5:
+                    continue
+                keyed = True
+                if type(run[5]) is list and len(run[5]) == len(bodies) <= limits.keyed_run_messages_max:
+                    _check_keys(run[5])
+                    continue
         raise ProtocolError("a submitted run has an unknown shape")
+    return keyed
+
+
+def _check_keys(keys: list[Any]) -> None:
+    try:
+        for key in keys:
+            if key is not None:
+                check_key(key)
+    except InvalidKey as error:
+        raise ProtocolError(str(error)) from None

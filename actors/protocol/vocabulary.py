@@ -18,7 +18,8 @@ Numbers are never given a second meaning.
                    DELIVER    [[subscription …], [Run …]]                               committed, in seq order, of one session:
                                                                                         to all these of the connection's
                    ENDED      [subscription, code, text]                                nothing more comes
-    client to      SUBMIT     [[session, sender_id, first_n, [sent_at_us …], [body …]] …]
+    client to      SUBMIT     [[session, sender_id, first_n, [sent_at_us …], [body …]] …]; a run may have
+                                                                                        a 6th item: [key or None …]
      SessionActor  GIVE_UP    [[session, sender_id, n] …]                               log a skip for n; ACKED with seq 0
                    HISTORY    [id, session, after, limit]                               -> [[Run …], last_seq]
                    NEWEST     [id, session, last]                                       -> [[Run …], last_seq]
@@ -37,12 +38,15 @@ Numbers are never given a second meaning.
                    FRAMES     [id, partition, first, last]                              -> [frame …]: as many as fit
                    STATES     [id, partition, upto,                                     -> [last_stored_at_us, covered_upto,
                               [[session, [sender_id …], [key …]] …]]                       [[last_seq, {sender_id: last_n},
-                                                                                           whole, {key: …}] …]]: for as many as
-                                                                                        fit, in order; whole: the map names all
-                                                                                        senders, otherwise those asked for
+                                                                                           whole, {key: [seq, stored_at_us,
+                                                                                           digest]}, keys_whole] …]]: for as
+                                                                                        many as fit, in order; whole: the map
+                                                                                        names all senders, otherwise those asked
+                                                                                        for; so with the keys that are honoured,
+                                                                                        if one is asked for
                    RUNS       [id, partition, upto, session, after, limit] or           -> [Run …] in seq order
                               [id, partition, upto, session, after, limit, bytes]
-                   RECALL     [id, partition, upto, session, sender_id, first_n, last_n] -> [Run or Skip …] in n order
+                   RECALL     [id, partition, upto, session, sender_id, first_n, last_n] -> [Run, Skip or Alias …] in n order
                    PARTITIONS [id]                                                      -> [partition …] that it has frames of
                    JOIN       [id, partition, epoch, writer, address, number, first, prev_crc, [[from, to] …]] -> a FenceAnswer;
                                                                                         the intervals are vouched for
@@ -150,6 +154,7 @@ class Code(IntEnum):
     MALFORMED = 25
     CORRUPT = 26
     PROOF_OF_LOSS = 27
+    CONFLICTING_KEY = 28
 
     @property
     def final(self) -> bool:

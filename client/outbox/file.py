@@ -121,7 +121,7 @@ class FileOutbox(Outbox):
         self.lanes[(lane.session, lane.sender)] = lane
 
     def _restore_run(self, batch: Batch, run: StoredRun, numbers: dict[tuple[str, str, str], int]) -> None:
-        session, sender, outbox_id, first_n, times, bodies = run
+        session, sender, outbox_id, first_n, times, bodies, *keys = run
         settled = numbers.get((session, sender, outbox_id), 1)
         last_n = first_n + len(bodies) - 1
         if last_n < settled:
@@ -134,6 +134,9 @@ class FileOutbox(Outbox):
         if first_n + known != lane.next_n:
             text = f"the outbox {self.path} lacks number {lane.next_n} of sender {sender!r} in session {session!r}"
             raise OutboxUnusable(f"{text}: restore the file, or give another one (this one is left as it is)")
+        for k, key in enumerate(keys[0][known:] if keys else ()):
+            if key is not None:
+                lane.keys[lane.next_n + k + lane.shift] = key
         lane.bodies += bodies[known:]
         lane.times += times[known:]
         lane.futures += [None] * (len(bodies) - known)
@@ -194,9 +197,10 @@ class FileOutbox(Outbox):
         runs: list[StoredRun] = []
         for lane, outbox_id, count, _ in saving:
             first, end = lane.saved, lane.saved + count
-            runs.append(
-                [lane.session, lane.sender, outbox_id, lane.first_n + first, lane.times[first:end], lane.bodies[first:end]]
-            )
+            run = [lane.session, lane.sender, outbox_id, lane.first_n + first, lane.times[first:end], lane.bodies[first:end]]
+            if keys := lane.keys_of(first, end):
+                run.append(keys)
+            runs.append(run)
         renewed = self.outbox_id if self.outbox_id != self._stored_id else None
         given_up = self._given_up.take({one.lane: one.messages for one in saving}) if self._given_up.due else ()
         commit = Commit(

@@ -9,14 +9,16 @@ thread, blocks, and gives back plain lists. Rules:
 3. A `retired` lane is never numbered on; its row stays until no group can hold a message of it.
 4. One process holds the file: a lock on ``FILE.lock``, released by the system whatever happens to the process.
 5. A group's CRC is checked before its messages are believed.
-6. A number in `given_up` is of a message in the file, which no process sends any more. A program that does not know this table
+6. A group in which a message has an idempotency key is of format 2, too: a program that knows no keys would send it without.
+7. A number in `given_up` is of a message in the file, which no process sends any more. A program that does not know this table
    would send it: the format is 2 from then on.
 
     outbox   one row: the outbox id under which new lanes number
     lanes    (session, sender, outbox_id) -> next_n, retired
     cursors  (name, session) -> seq: what a reader of that name has confirmed; made when it is first needed
-    given_up (session, sender, outbox_id, n): see rule 6; made when it is first needed
+    given_up (session, sender, outbox_id, n): see rule 7; made when it is first needed
     batches  id, payload: msgpack [[session, sender, outbox_id, first_n, [sent_at_us ...], [body ...]] ...], crc: crc32 of it
+             a run may have a seventh item: [key or None ...]
 """
 
 from __future__ import annotations
@@ -69,7 +71,10 @@ _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 LaneRow = tuple[str, str, str, int, int]  # session, sender, outbox_id, next_n, retired
 NumberRow = tuple[str, str, str, int]  # session, sender, outbox_id, n
-StoredRun = list[Any]  # [session, sender, outbox_id, first_n, [sent_at_us ...], [body ...]]
+StoredRun = list[
+    Any
+]  # [session, sender, outbox_id, first_n, [sent_at_us ...], [body ...]], and [key or None ...] if any has one
+PLAIN_RUN_ITEMS = 6
 
 
 class Commit(NamedTuple):
@@ -130,6 +135,8 @@ class OutboxFile:
             if commit.batch_id:
                 payload = _pack(commit.runs)
                 execute("INSERT INTO batches VALUES (?, ?, ?)", (commit.batch_id, payload, crc32(payload)))
+                if any(len(run) > PLAIN_RUN_ITEMS for run in commit.runs):
+                    execute(f"PRAGMA user_version = {FORMAT}")
             if commit.lanes:
                 self._upsert(commit.lanes)
             if commit.delete:
@@ -264,8 +271,10 @@ def _runs(path: str, number: int, payload: bytes, crc: int) -> list[StoredRun]:
         text = f"the outbox {path} is damaged: group {number} fails its CRC"
         raise OutboxUnusable(f"{text}; restore the file, or give another one (this one is left as it is)")
     runs = msgpack.unpackb(payload, use_list=True, raw=False)
-    for session, sender, outbox_id, first_n, times, bodies in runs:
+    for session, sender, outbox_id, first_n, times, bodies, *keys in runs:
         names = {type(session), type(sender), type(outbox_id)} == {str}
         if not names or type(first_n) is not int or len(times) != len(bodies) or not bodies:
+            raise ValueError(f"group {number} has an unknown shape")
+        if keys and (len(keys) > 1 or len(keys[0]) != len(bodies)):
             raise ValueError(f"group {number} has an unknown shape")
     return runs  # type: ignore[no-any-return]

@@ -17,7 +17,6 @@ from typing import Any
 
 from trilogue.actors.protocol.errors import (
     ConflictingRetry,
-    MessageTooLarge,
     ProofOfLoss,
     ProtocolError,
     TrilogueError,
@@ -32,6 +31,7 @@ from trilogue.client.sending.refusals import error_of
 
 _HELD = frozenset((Code.UNAVAILABLE, Code.OVERLOADED, Code.FULL, Code.NOT_CHAINED, Code.CANNOT_TELL, Code.CORRUPT))
 _MOVED = frozenset((Code.NOT_HERE, Code.DEPOSED))
+_GIVEN_UP = frozenset((Code.MESSAGE_TOO_LARGE, Code.CONFLICTING_KEY))
 _new = tuple.__new__
 
 
@@ -98,8 +98,8 @@ class Answers:
                 lane.conflicted = True
                 error = ConflictingRetry(text)
                 self._outcome(lane, first_n, Outcome(count, 0, False, 0, epoch, error))
-            elif code == Code.MESSAGE_TOO_LARGE:
-                self._give_up(lane, first_n, count, MessageTooLarge(text))
+            elif code in _GIVEN_UP:
+                self._give_up(lane, first_n, count, error_of(code, text))
             else:
                 self.stop(lane, error_of(code, text))  # its names: none of its messages can ever be stored
         return moved

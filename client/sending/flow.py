@@ -120,9 +120,15 @@ class Flow:
             size = lane.saved_bytes - lane.sent_bytes
             if upto != lane.saved or count > messages_left or count > run_messages_max or size > bytes_left:
                 count, size = lane.fit(first, upto, min(messages_left, run_messages_max), bytes_left)
+            if lane.keys and count > limits.keyed_run_messages_max:
+                count, size = lane.fit(first, upto, limits.keyed_run_messages_max, bytes_left)
             end = first + count
             first_n = lane.first_n + first
-            runs.append([lane.session, lane.sender_id, first_n, lane.times[first:end], lane.bodies[first:end]])
+            run = [lane.session, lane.sender_id, first_n, lane.times[first:end], lane.bodies[first:end]]
+            if lane.keys and (keys := lane.keys_of(first, end)):
+                run.append(keys)
+                bytes_left -= sum(len(key) for key in keys if key is not None)
+            runs.append(run)
             self._count_in(lane, count, size, now)
             messages_left -= count
             bytes_left -= size + lane.overhead_bytes
@@ -134,7 +140,7 @@ class Flow:
 
     def take_alone(self, lane: Lane, now: float) -> list[Any] | None:
         """As `take`, for the only message that waits anywhere: its run, to be packed at once. None: not this way."""
-        if not self.is_open or lane.conflicted or lane.refusals or lane.held or lane.stopped is not None:
+        if not self.is_open or lane.conflicted or lane.refusals or lane.held or lane.keys or lane.stopped is not None:
             return None
         size = lane.size_bytes
         lane.saved = lane.sent = 1

@@ -68,7 +68,7 @@ class Lane:
     """The messages of one sender in one session that have no outcome yet, and the number of the next."""
 
     __slots__ = (
-        "back_to", "bodies", "conflicted", "dirty", "early", "error", "failures", "first_n", "flow", "futures", "held",
+        "back_to", "bodies", "conflicted", "dirty", "early", "error", "failures", "first_n", "flow", "futures", "held", "keys",
         "outbox_id", "overhead_bytes", "parts", "queued", "refusals", "saved", "saved_bytes", "sender", "sender_id", "sent",
         "sent_bytes", "session", "shift", "size_bytes", "stopped", "submitted_n", "times", "tried_at", "tries", "watched",
     )  # fmt: skip
@@ -85,6 +85,7 @@ class Lane:
         self.bodies: list[bytes] = []
         self.times: list[int] = []
         self.futures: list[Waiter | None] = []
+        self.keys: dict[int, str] = {}  # idempotency keys, by number plus `shift`: most messages have none
         self.size_bytes = self.saved_bytes = self.sent_bytes = 0
         self.saved = self.sent = 0
         # where it stands in queues
@@ -137,6 +138,18 @@ class Lane:
             return self.size_bytes
         return sum(map(len, self.bodies[:count])) + MESSAGE_OVERHEAD_BYTES * count
 
+    def put_key(self, key: str) -> None:
+        """The message that was handed over last has this key."""
+        self.keys[self.next_n - 1 + self.shift] = key
+
+    def keys_of(self, start: int, end: int) -> list[str | None]:
+        """The keys of the messages from index `start` to `end`; empty if none of them has one."""
+        if not self.keys:
+            return []
+        place = self.first_n + self.shift
+        keys = [self.keys.get(place + k) for k in range(start, end)]
+        return keys if any(key is not None for key in keys) else []
+
     def recall(self, count: int) -> tuple[int, int]:
         """Take all but the first `count` messages out of flight; return how many that were, and their bytes."""
         if count >= self.sent:
@@ -152,6 +165,9 @@ class Lane:
         The counts of what is saved and sent follow; the flow and the outbox have counts of their own.
         """
         futures = self.futures
+        if self.keys:
+            for place in range(self.first_n + self.shift, self.first_n + self.shift + count):
+                self.keys.pop(place, None)
         if count == len(futures):
             size = self.size_bytes
             self.futures = []

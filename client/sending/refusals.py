@@ -6,6 +6,7 @@ Owns the table. It must not know who was refused, or why. Invariant: every code 
 from __future__ import annotations
 
 from trilogue.actors.protocol.errors import (
+    ConflictingKey,
     ConflictingRetry,
     Corrupt,
     InvalidRange,
@@ -23,6 +24,7 @@ from trilogue.actors.protocol.vocabulary import Code
 _ERRORS: dict[int, type[TrilogueError]] = {
     Code.OVERLOADED: Overloaded,
     Code.CONFLICTING_RETRY: ConflictingRetry,
+    Code.CONFLICTING_KEY: ConflictingKey,
     Code.INVALID_SESSION: InvalidSession,
     Code.INVALID_SENDER: InvalidSender,
     Code.INVALID_RANGE: InvalidRange,

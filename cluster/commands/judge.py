@@ -9,9 +9,11 @@ from: they are handed in, store by store, in the order of their indexes. Rules, 
 3. All stores hold the same frame at the same index.
 4. Its records can be read; a session's seqs are 1, 2, 3 …; so are the numbers of each sender in it, skips included
    (hence each `(sender_id, n)` is there once); a session is in the partition that its slot leads to.
+5. An idempotency key stands at one message of its session within its time; an alias stands for such a message, of the same
+   body.
 
-Memory is bounded by the sessions and senders that there are, and by the frames that some stores have handed in and
-others have not.
+Memory is bounded by the sessions and senders that there are, by the keys whose time is not over, and by the frames that some
+stores have handed in and others have not.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from typing import NamedTuple
 from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.frames import Header, decode_frame, payload_of
 from trilogue.actors.protocol.ids import partition_of
-from trilogue.actors.protocol.messages import Record, Run, unpack_records
+from trilogue.actors.protocol.keys import digest_of
+from trilogue.actors.protocol.limits import DEFAULT_LIMITS
+from trilogue.actors.protocol.messages import Alias, Record, Run, keys_of, unpack_items, unpack_record
 
 PROBLEMS_KEPT_MAX = 1_000
 
@@ -46,6 +50,7 @@ class Findings:
     bytes: int = 0
     messages: int = 0
     skips: int = 0
+    aliases: int = 0
     sessions: int = 0
     senders: int = 0
 
@@ -94,6 +99,7 @@ class PartitionJudge:
         self._read_upto = 0
         self._last_seq: dict[str, int] = {}
         self._last_n: dict[tuple[str, str], int] = {}
+        self._keys = KeyJudge(findings)
 
     def next_index(self, store: str) -> int:
         """The index of the frame that is expected from `store` next."""
@@ -176,14 +182,20 @@ class PartitionJudge:
     def _read(self, store: str, index: int, frame: bytes, header: Header) -> bool:
         where = self._where(store, index)
         try:
-            records = unpack_records(payload_of(frame, header))
+            items = unpack_items(payload_of(frame, header))
+            records = list(map(unpack_record, items))
         except ProtocolError as error:
             self._findings.add("record", where, str(error))
             return False
         if len(records) != header.count:
             self._findings.add("record", where, f"{len(records)} records where the header counts {header.count}")
-        for record in records:
+        for record, item in zip(records, items, strict=True):
             self._judge(where, record)
+            if isinstance(record, Run):
+                if keys := keys_of(item):
+                    self._keys.take(where, record, keys)
+            elif isinstance(record, Alias):
+                self._keys.take_alias(where, record)
         return True
 
     def _judge(self, where: str, record: Record) -> None:
@@ -203,7 +215,10 @@ class PartitionJudge:
         else:
             count, first_n = 1, record.n
             self._last_seq.setdefault(session, 0)
-            self._findings.skips += 1
+            if isinstance(record, Alias):
+                self._findings.aliases += 1
+            else:
+                self._findings.skips += 1
         key = (session, record.sender_id)
         last_n = self._last_n.get(key, 0)
         if first_n != last_n + 1:
@@ -213,3 +228,46 @@ class PartitionJudge:
 
     def _where(self, store: str, index: int) -> str:
         return f"{store} partition {self.partition} frame {index}"
+
+
+class KeyJudge:
+    """Judges one partition's idempotency keys, in the order of the log. Whose time is over by the log's own is forgotten."""
+
+    def __init__(self, findings: Findings, honoured_ms: int = DEFAULT_LIMITS.key_honoured_ms) -> None:
+        self._findings, self._honoured_us = findings, honoured_ms * 1000
+        self._seqs: dict[tuple[str, str], int] = {}  # (session, key) -> the seq of its newest message
+        self._keyed: dict[
+            tuple[str, int], tuple[str, int, bytes]
+        ] = {}  # (session, seq) -> key, stored_at_us, digest; oldest first
+
+    def take(self, where: str, run: Run, keys: list[str | None]) -> None:
+        """A run whose messages have these keys."""
+        self._forget(run.stored_at_us)
+        for k, key in enumerate(keys):
+            if key is None:
+                continue
+            seq, name = run.first_seq + k, (run.session, key)
+            if name in self._seqs:
+                text = f"session {run.session!r}: key {key!r} is at seq {self._seqs[name]}, and again at {seq}"
+                self._findings.add("key-duplicate", where, text)
+            self._seqs[name] = seq
+            self._keyed[run.session, seq] = key, run.stored_at_us, digest_of(run.bodies[k])
+
+    def take_alias(self, where: str, alias: Alias) -> None:
+        """A number that stands for an earlier message."""
+        self._forget(alias.stored_at_us)
+        known = self._keyed.get((alias.session, alias.seq))
+        if known is None or known[2] != alias.digest:
+            why = "has no key that is honoured" if known is None else "has another body"
+            text = f"sender {alias.sender_id!r} in {alias.session!r}: n {alias.n} stands for seq {alias.seq}, which {why}"
+            self._findings.add("alias", where, text)
+
+    def _forget(self, now_us: int) -> None:
+        while self._keyed:
+            place, (key, stored_at_us, _) = next(iter(self._keyed.items()))
+            if now_us - stored_at_us < self._honoured_us:
+                return
+            del self._keyed[place]
+            session, seq = place
+            if self._seqs.get((session, key)) == seq:
+                del self._seqs[session, key]

@@ -81,7 +81,9 @@ async def verify(known: Known, bars: Bars) -> dict[str, Any]:
         "cluster": status["cluster"],
         "partitions": len(status["partitions"]),
         "stores": sorted(connections),
-        "counts": {name: getattr(findings, name) for name in ("frames", "bytes", "messages", "skips", "sessions", "senders")},
+        "counts": {
+            name: getattr(findings, name) for name in ("frames", "bytes", "messages", "skips", "aliases", "sessions", "senders")
+        },
         "problem_count": findings.problem_count,
         "problems": [problem._asdict() for problem in findings.problems],
         "notes": notes,

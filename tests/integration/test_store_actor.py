@@ -124,7 +124,7 @@ def test_g2_store_that_is_taken_in_holds_and_serves_the_whole_log_in_the_end_and
         for _ in range(2):
             assert await writer.request(Say.FRAMES, 0, 1, 20) == LOG
             states = await writer.request(Say.STATES, 0, 20, [["s", [SENDER], []], ["unknown", [], []]])
-            assert states[1:] == [20, [[20, {SENDER: 20}, True, {}], [0, {}, True, {}]]]
+            assert states[1:] == [20, [[20, {SENDER: 20}, True, {}, False], [0, {}, True, {}, False]]]
             runs = await writer.request(Say.RUNS, 0, 20, "s", 4, 2)
             assert [body for one in runs for body in one[7]] == [b"message 5", b"message 6"]
             assert await writer.request(Say.FENCE, 0, 2, "w", "h:1") == [
@@ -240,7 +240,7 @@ def test_index_is_kept_up_in_the_background_up_to_what_is_known_committed(run: C
 def test_new_store_knows_no_session(run: Callable[[Scenario], None]) -> None:
     async def scenario(world: World) -> None:
         await world.start()
-        assert await (await world.writer()).request(Say.STATES, 0, 0, [["s", [], []]]) == [0, 0, [[0, {}, True, {}]]]
+        assert await (await world.writer()).request(Say.STATES, 0, 0, [["s", [], []]]) == [0, 0, [[0, {}, True, {}, False]]]
 
     run(scenario)
 

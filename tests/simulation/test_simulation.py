@@ -74,6 +74,7 @@ TRANSITIONS = [
     "client: a delivery for several readers", "client: a head was told", "states: a session went",
     "states: some senders of a session went", "states: a run waits for a look-up", "states: told",
     "states: told of the senders asked for", "states: told in parts", "states: no store told them",
+    "keys: a number stands for an earlier message", "keys: one came again after its time",
     "client: a message was cancelled", "client: told that it is not stored",
     "client: told that it may be stored", "client: given up, and stored after all",
 ]  # fmt: skip

@@ -49,11 +49,14 @@ class Cluster:
         self.writers: dict[int, tuple[int, str]] = {}
         self.sessions: dict[str, list[tuple[str, int, bytes]]] = {}  # session -> (sender_id, n, body), seq - 1 is the index
         self.skips: set[tuple[str, str, int]] = set()
+        self.keys: dict[tuple[str, str], int] = {}  # (session, key) -> seq
+        self.aliases: dict[tuple[str, str, int], int] = {}  # -> seq
 
     def numbers(self, session: str, sender_id: str) -> dict[int, int]:
         """n -> seq (0: a skip)."""
         found = {n: seq for seq, (i, n, _) in enumerate(self.sessions.get(session, []), 1) if i == sender_id}
-        return found | {n: 0 for s, i, n in self.skips if (s, i) == (session, sender_id)}
+        aliases = {n: seq for (s, i, n), seq in self.aliases.items() if (s, i) == (session, sender_id)}
+        return found | aliases | {n: 0 for s, i, n in self.skips if (s, i) == (session, sender_id)}
 
     def bodies(self, session: str) -> list[bytes]:
         """The session's bodies in seq order."""
@@ -202,8 +205,10 @@ class FakeSessionActor:
     def _submit(self, connection: Connection, runs: list[list[Any]]) -> None:
         acks: list[list[Any]] = []
         refusals: list[list[Any]] = []
-        for session, sender_id, first_n, _, bodies in runs:
+        for session, sender_id, first_n, _, bodies, *keys in runs:
             for n, body in enumerate(bodies, first_n):
+                key = keys[0][n - first_n] if keys else None
+                original = self.cluster.keys.get((session, key), 0) if key is not None else 0
                 numbers = self.cluster.numbers(session, sender_id)
                 next_n = len(numbers) + 1
                 refused = self.refuse(session, sender_id, n)
@@ -211,10 +216,17 @@ class FakeSessionActor:
                     acks.append([session, sender_id, n, 1, numbers[n], True])
                 elif refused is None and n > next_n:
                     refused = (Code.OUT_OF_ORDER, f"number {next_n} is next", next_n)
+                elif refused is None and original and self.cluster.bodies(session)[original - 1] != body:
+                    refused = (Code.CONFLICTING_KEY, "this key was used for another message", n)
+                elif refused is None and original:
+                    self.cluster.aliases[session, sender_id, n] = original
+                    acks.append([session, sender_id, n, 1, original, True])
                 elif refused is None:
                     entries = self.cluster.sessions.setdefault(session, [])
                     entries.append((sender_id, n, body))
                     acks.append([session, sender_id, n, 1, len(entries), False])
+                    if key is not None:
+                        self.cluster.keys[session, key] = len(entries)
                 if refused is not None:
                     refusals.append([session, sender_id, n, 1, *refused])
         if acks:

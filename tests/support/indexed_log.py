@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.protocol.frames import decode_frame, encode_frame
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.messages import RUN, SKIP, Message, Run, Skip, messages_of, pack_records
+from trilogue.actors.protocol.messages import KEYED, RUN, SKIP, Message, Run, Skip, messages_of, pack_records
 
 SESSIONS, SENDERS = ("s", "t", "ü"), ("a/" + "0" * 32, "b/" + "1" * 32)
 SMALL = Limits(index_recent_bytes_max=1 << 20, index_resting_bytes_max=1, senders_answered_max=64)
@@ -26,6 +27,7 @@ class Log:
         self.frames: list[bytes] = []
         self.messages: dict[str, list[Message]] = {name: [] for name in SESSIONS}
         self.numbers: dict[tuple[str, str], dict[int, tuple[int, bytes]]] = {}  # n -> (seq, body); of a skip: (0, b"")
+        self.keys: dict[str, dict[str, tuple[int, int, bytes]]] = {name: {} for name in SESSIONS}  # key -> (seq, time, digest)
         records: list[Any] = []
         for session_at, sender_at, count in steps:
             records.append(self._record(SESSIONS[session_at], SENDERS[sender_at], count))
@@ -34,7 +36,7 @@ class Log:
                 records = []
         self._frame(records)
 
-    def _record(self, session: str, sender_id: str, count: int) -> Run | Skip:
+    def _record(self, session: str, sender_id: str, count: int) -> Any:
         own = self.numbers.setdefault((session, sender_id), {})
         n = len(own) + 1
         if count == 0:
@@ -45,7 +47,12 @@ class Log:
         own |= {n + k: (seq + k, body) for k, body in enumerate(bodies)}
         record = Run(RUN, session, sender_id, n, seq, 5, [7] * count, bodies)
         self.messages[session] += messages_of(record)
-        return record
+        keys = [f"k{seq + k}" if (seq + k) % 3 == 0 else "often" if (seq + k) % 7 == 0 else None for k in range(count)]
+        for k, key in enumerate(keys):
+            if key is not None:
+                digest = hashlib.blake2b(bodies[k], digest_size=16).digest()
+                self.keys[session][key] = (seq + k, 5, digest)
+        return (KEYED, *record[1:], keys) if any(keys) else record
 
     def _frame(self, records: list[Any]) -> None:
         self.frames.append(

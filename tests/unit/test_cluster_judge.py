@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import pytest
 
 from trilogue.actors.protocol.frames import HEADER_BYTES, encode_frame
 from trilogue.actors.protocol.ids import partition_of
-from trilogue.actors.protocol.messages import RUN, SKIP, pack_records
+from trilogue.actors.protocol.messages import ALIAS, KEYED, RUN, SKIP, pack_records
 from trilogue.cluster.commands.judge import PROBLEMS_KEPT_MAX, Findings, PartitionJudge
 
 LOG, PARTITIONS, FRAME_BYTES_MAX = 7, 4, 1 << 20
@@ -219,3 +220,40 @@ def test_problems_are_counted_without_end_and_kept_up_to_a_bound() -> None:
         findings.add("damaged", str(number), "x")
     assert findings.problem_count == PROBLEMS_KEPT_MAX + 5
     assert len(findings.problems) == PROBLEMS_KEPT_MAX
+
+
+# ---------------------------------------------------------------------- idempotency keys
+
+DAY_US = 24 * 3600 * 1_000_000
+
+
+def keyed(n: int, seq: int, key: str, at_us: int = 1, body: bytes = b"x") -> list[Any]:
+    return [KEYED, SESSION, ALICE, n, seq, at_us, [1], [body], [key]]
+
+
+def alias(n: int, seq: int, at_us: int = 1, body: bytes = b"x") -> list[Any]:
+    return [ALIAS, SESSION, ALICE, n, seq, at_us, blake2b(body, digest_size=16).digest()]
+
+
+def test_keys_that_come_again_after_their_time_and_aliases_within_it_are_right_G5() -> None:
+    records = [keyed(1, 1, "k"), keyed(2, 2, "l"), alias(3, 1, DAY_US), keyed(4, 3, "k", DAY_US + 1), alias(5, 3, 2 * DAY_US)]
+    findings = judged(chain([records]))
+    assert kinds(findings) == []
+    assert (findings.messages, findings.aliases, findings.skips) == (3, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "records"),
+    [
+        ("key-duplicate", [keyed(1, 1, "k"), keyed(2, 2, "k", DAY_US)]),
+        ("alias", [keyed(1, 1, "k"), alias(2, 1, DAY_US + 1)]),
+        ("alias", [keyed(1, 1, "k"), alias(2, 1, body=b"another")]),
+        ("alias", [run(1, 1), alias(2, 1)]),
+        ("alias", [alias(1, 7)]),
+        ("n-gap", [keyed(1, 1, "k"), alias(3, 1)]),
+        ("n-duplicate", [keyed(1, 1, "k"), alias(1, 1)]),
+        ("seq-gap", [keyed(1, 1, "k"), keyed(2, 3, "l")]),
+    ],
+)
+def test_key_or_alias_that_is_not_as_promised_is_found_G5(kind: str, records: list[Any]) -> None:
+    assert kinds(judged(chain([records]))) == [kind]

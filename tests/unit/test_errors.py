@@ -72,5 +72,5 @@ def test_final_codes_are_those_that_can_never_succeed() -> None:
     final = {code.name for code in Code if code.final}
     assert final == {
         "CONFLICTING_RETRY", "INVALID_SESSION", "INVALID_SENDER", "INVALID_RANGE", "MESSAGE_TOO_LARGE", "MALFORMED",
-        "CORRUPT", "PROOF_OF_LOSS",
+        "CORRUPT", "PROOF_OF_LOSS", "CONFLICTING_KEY",
     }  # fmt: skip

@@ -14,7 +14,7 @@ from trilogue.actors.protocol.submissions import LookedUp, LookUp, Told
 from trilogue.actors.replicated_log import ReplicatedLog
 
 ALICE = "alice/" + "0" * 32
-ORDER = LookUp(5, [("s", [ALICE]), ("t", []), ("u", [])])
+ORDER = LookUp(5, [("s", [ALICE], []), ("t", [], []), ("u", [], [])])
 
 
 class Stores:
@@ -56,23 +56,23 @@ def look_up(stores: Stores) -> list[LookedUp]:
 
 
 def test_answer_in_parts_is_told_in_parts_and_the_rest_is_asked_for() -> None:
-    stores = Stores([1, 5, [[7, {ALICE: 3}, False, {}], [0, {}, True, {}]]], [1, 9, [[2, {}, True, {}]]])
+    stores = Stores([1, 5, [[7, {ALICE: 3}, False, {}, False], [0, {}, True, {}, True]]], [1, 9, [[2, {}, True, {}, True]]])
     assert look_up(stores) == [
-        LookedUp(ORDER.asked[:2], [Told(7, {ALICE: 3}, False), Told(0, {}, True)], 7),
-        LookedUp(ORDER.asked[2:], [Told(2, {}, True)], 7),
+        LookedUp(ORDER.asked[:2], [Told(7, {ALICE: 3}, False), Told(0, {}, True, {}, True)], 7),
+        LookedUp(ORDER.asked[2:], [Told(2, {}, True, {}, True)], 7),
     ]
-    assert stores.asked == [[3, 5, [["s", [ALICE], []], ["t", [], []], ["u", [], []]]], [3, 5, [["u", [], []]]]]
+    assert stores.asked == [[3, 5, [("s", [ALICE], []), ("t", [], []), ("u", [], [])]], [3, 5, [("u", [], [])]]]
 
 
 def test_look_up_is_tried_again_and_then_told_to_have_failed_G8() -> None:
-    states = [[0, {}, True, {}]] * 3
+    states = [[0, {}, True, {}, True]] * 3
     assert look_up(Stores(*[Unavailable("no store")] * (TRIES - 1), [1, 5, states]))[0].told is not None
     assert look_up(Stores(*[Unavailable("no store")] * TRIES)) == [LookedUp(ORDER.asked, None, 7)]
 
 
 def test_store_that_has_served_another_writer_ends_this_one_G9(hurry: list[str]) -> None:
     with pytest.raises(asyncio.CancelledError):
-        look_up(Stores([1, 10, [[0, {}, True, {}]]]))
+        look_up(Stores([1, 10, [[0, {}, True, {}, True]]]))
     assert "up to 10: another writer took this partition over" in hurry[0]
 
 

@@ -90,7 +90,7 @@ class Partition:
         upto, asked = self.asked.pop(0)
         if asked[most:]:
             self.asked.insert(0, LookUp(upto, asked[most:]))
-        told = [self._state(upto, session, senders) for session, senders in asked[:most]]
+        told = [self._state(upto, session, senders) for session, senders, _ in asked[:most]]
         return self.settle(self.machine.handle(LookedUp(asked[:most], told, self.now_us)))
 
     def _state(self, upto: int, session: str, senders: list[str]) -> Told:
@@ -102,7 +102,7 @@ class Partition:
 
     def submit(self, first_n: int, *bodies: bytes, session: str = "s", sender: str = ALICE, source: str = "c") -> list[Any]:
         run = [session, sender, first_n, [5] * len(bodies), list(bodies)]
-        check_runs([run], SMALL.run_messages_max)
+        check_runs([run], SMALL)
         return self.do(Submitted(source, [run], self.now_us))
 
     def give_up(self, n: int, session: str = "s", sender: str = ALICE, source: str = "c") -> list[Any]:
@@ -405,7 +405,7 @@ def test_frame_that_is_cut_from_the_largest_runs_stays_within_its_bound(session:
 )  # fmt: skip
 def test_run_of_another_shape_is_a_protocol_error(run: Any) -> None:
     with pytest.raises(ProtocolError, match="unknown shape"):
-        check_runs([run], 8)
+        check_runs([run], replace(SMALL, run_messages_max=8))
 
 
 # ---------------------------------------------------------------------- skips

@@ -88,7 +88,9 @@ def test_nothing_of_a_cold_session_is_numbered_before_a_store_has_told_its_state
     assert writer.submit(("s", ALICE, 4), ("t", BOB, 1)) == []
     assert writer.machine.waiting == 0
     assert writer.machine.parked_bytes > 0
-    assert writer.asked == [LookUp(10, [("s", [ALICE]), ("t", [BOB])])], "all that a submission misses is asked for at once"
+    assert writer.asked == [LookUp(10, [("s", [ALICE], []), ("t", [BOB], [])])], (
+        "all that a submission misses is asked for at once"
+    )
     assert writer.tell(Told(7, {ALICE: 3}, True), NEW) == []
     assert acked(writer.commit()) == [("s", ALICE, 4, 8), ("t", BOB, 1, 1)]
     assert writer.machine.parked_bytes == 0
@@ -120,7 +122,7 @@ def test_another_sender_is_new_without_asking_only_where_all_are_known_G5(writer
     assert (writer.machine.waiting, writer.asked) == (1, []), "all senders of a new session are known"
     writer.store("t", ALICE, Told(7, {ALICE: 3}, False))
     writer.submit(("t", BOB, 1))
-    assert writer.asked == [LookUp(10, [("t", [BOB])])]
+    assert writer.asked == [LookUp(10, [("t", [BOB], [])])]
 
 
 def test_sender_that_was_asked_for_and_is_not_named_is_new(writer: Writer) -> None:
@@ -197,7 +199,7 @@ def test_longest_known_senders_go_and_are_asked_for_again_G5(writer: Writer) -> 
     assert writer.submit(("s", CAROL, 2)) == []
     writer.commit()
     writer.submit(("s", ALICE, 2))
-    assert writer.asked == [LookUp(13, [("s", [ALICE])])], "the last commit before it went was of frame 13"
+    assert writer.asked == [LookUp(13, [("s", [ALICE], [])])], "the last commit before it went was of frame 13"
     writer.tell(Told(3, {ALICE: 1}, False))
     assert acked(writer.commit()) == [("s", ALICE, 2, 5)]
 
@@ -284,7 +286,7 @@ def test_no_more_names_are_asked_for_than_may_be_and_the_rest_follows() -> None:
     assert [len(order.asked) for order in writer.asked] == [2]
     writer.submit(("s1", BOB, 1), ("s4", BOB, 1))
     writer.tell(NEW)
-    assert [order.asked for order in writer.asked] == [[("s1", [ALICE])], [("s2", [ALICE])]]
+    assert [order.asked for order in writer.asked] == [[("s1", [ALICE], [])], [("s2", [ALICE], [])]]
     while writer.asked:
         writer.tell(*[NEW] * len(writer.asked[0].asked))
     assert len(acked(writer.commit())) == 7

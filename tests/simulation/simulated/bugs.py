@@ -30,6 +30,7 @@ from trilogue.actors.protocol import (
 from trilogue.actors.protocol.frames import HEADER_BYTES, decode_frame, encode_frame
 from trilogue.actors.protocol.holdings import Fence, PartitionState
 from trilogue.actors.protocol.log import UNKNOWN, LogWriter
+from trilogue.actors.protocol.messages import ALIAS
 from trilogue.actors.protocol.replication import AskFence, AskJoin, CompareAndSet, Filled, Frame, StoreLost, Tick
 from trilogue.actors.protocol.sequencer import Sequencer
 from trilogue.actors.protocol.session_states import SessionState, SessionStates
@@ -561,6 +562,37 @@ def _skip_whatever_it_is(self: Any, source: Any, numbers: Any, now_us: int, give
     return effects
 
 
+def _nothing_is_lacking(state: Any, keys: Any) -> bool:
+    return False
+
+
+def _alias_without_a_record(self: Any, source: Any, state: Any, record: Any, number: Any = Sequencer._number) -> None:
+    if record[0] == ALIAS:
+        state.last_n[record[2]] = record[3]
+    else:
+        number(self, source, state, record)
+
+
+def _time_from_being_told(
+    self: Any, session: str, state: Any, key: str, known: Any, note: Any = SessionStates.note_key
+) -> None:
+    is_told = known.seq and not known.record
+    note(self, session, state, key, known._replace(stored_at_us=known.stored_at_us + 400_000) if is_told else known)
+
+
+def _without_keys(self: Any, tidying: bool = False, begin: Any = FileOutbox._begin) -> None:
+    start = self._start
+    self._start = lambda commit: start(commit._replace(runs=[run[:6] for run in commit.runs]))
+    begin(self, tidying)
+    self._start = start
+
+
+def _new_upto_any_body(
+    keys: Any, at: int, known: Any, now_us: int, honoured_us: int, new_upto: Any = sequencer.new_upto
+) -> Any:
+    return len(keys) if not known else new_upto(keys, at, known, now_us, honoured_us)
+
+
 def _given_up_in_memory(self: Any, lane: Any, n: int, tell: Any) -> None:
     tell(None)
 
@@ -823,6 +855,36 @@ OWN: dict[str, Bug] = {
     ),
     "given_up_in_memory": Bug(
         "what was given up is sent by the next process", [(FileOutbox, "give_up", _given_up_in_memory)], "weather", 50
+    ),
+    "keys_forgotten": Bug(
+        "a writer knows only the keys that came since it has the partition",
+        [(SessionStates, "lacks", staticmethod(_nothing_is_lacking))],
+        "keys",
+        50,
+    ),
+    "alias_unlogged": Bug(
+        "a repeated key's number is given out, and nothing is logged for it",
+        [(Sequencer, "_number", _alias_without_a_record)],
+        "keys",
+        50,
+    ),
+    "key_by_local_clock": Bug(
+        "a key's time begins when its writer hears of it",
+        [(SessionStates, "note_key", _time_from_being_told)],
+        "keys",
+        50,
+    ),
+    "key_twice_in_a_run": Bug(
+        "two messages of one run may have the same new key", [(sequencer, "new_upto", _new_upto_any_body)], "keys", 50
+    ),
+    "any_body_under_a_key": Bug(
+        "a repeated key with another body is answered with the first one's seq",
+        [(sequencer, "digest_of", lambda body: b"")],
+        "keys",
+        50,
+    ),
+    "key_left_behind": Bug(
+        "the outbox's file keeps messages without their keys", [(FileOutbox, "_begin", _without_keys)], "keys", 50
     ),
     "no_pace": Bug("connects again at once, for ever", [(Pace, "wait_s", lambda self, now: 0.0)], "weather", 50),
     "oldest_is_meant": Bug("takes any ack for the oldest message's", [(Answers, "acked", _oldest_is_meant)], "mixed", 200),

@@ -2,8 +2,8 @@
 
 Owns the meaning of G2–G7 and G9–G11 for a history. It shares no code with what it judges: it has its own reader of frames. An
 anomaly is a line that begins with its kind: lost, duplicated, reordered, gap, sender order, real time, two answers, readers,
-given up, resurrected, hammers, pushed, heads, skipped, twice, behind, disagree, forgotten, refused, damaged, stuck.
-(``witness`` adds: not held, two commits, deposed, junk.)
+given up, resurrected, hammers, key twice, key lost, alias, pushed, heads, skipped, twice, behind, disagree, forgotten, refused,
+damaged, stuck. (``witness`` adds: not held, two commits, deposed, junk.)
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import msgpack
 BODY_BYTES_MAX = 64
 
 
+KEY_HONOURED_US = 600_000
+
+
 class Placed(NamedTuple):
     """A message where a disk has it."""
 
@@ -27,11 +30,22 @@ class Placed(NamedTuple):
     body: bytes
 
 
-def read_log(frames: list[bytes]) -> tuple[list[Placed], set[tuple[str, str, int]], list[str]]:
-    """The messages of a log in order, the numbers that were given up, and what is wrong with its bytes."""
-    placed: list[Placed] = []
-    skipped: set[tuple[str, str, int]] = set()
-    wrong: list[str] = []
+class Log(NamedTuple):
+    """What a log holds, in order. `aliases`: numbers that stand for the message at a seq."""
+
+    placed: list[Placed]
+    skipped: set[tuple[str, str, int]]
+    aliases: dict[tuple[str, str, int], int]
+    wrong: list[str]
+    keys: dict[tuple[str, str, int], str]  # of the messages that have one, by number
+
+
+def read_log(frames: list[bytes]) -> Log:
+    """The messages of a log, the numbers that are none, and what is wrong with its bytes or its keys."""
+    log = Log([], set(), {}, [], {})
+    placed, skipped, aliases, wrong, its_key = log
+    keys: dict[tuple[str, str], tuple[int, int]] = {}  # the newest message that has it: seq, time
+    times: dict[tuple[str, int], int] = {}  # of each message that has a key
     before = 0
     for index, frame in enumerate(frames, 1):
         fields = struct.unpack_from("<IBBHQIQQIIIQII", frame)
@@ -43,12 +57,27 @@ def read_log(frames: list[bytes]) -> tuple[list[Placed], set[tuple[str, str, int
             wrong.append(f"damaged: frame {index}'s payload")
         before = header_crc
         for record in msgpack.unpackb(payload):
-            if record[0] == 1:
-                _, session, sender_id, first_n, first_seq, _, _, bodies = record
+            if record[0] in (1, 6):
+                _, session, sender_id, first_n, first_seq, now_us, _, bodies, *its_keys = record
                 placed += [Placed(session, first_seq + k, sender_id, first_n + k, body) for k, body in enumerate(bodies)]
+                for k, key in enumerate(its_keys[0] if its_keys else ()):
+                    seq, before_us = keys.get((session, key), (0, 0))
+                    if key is not None and seq and now_us - before_us < KEY_HONOURED_US:
+                        wrong.append(f"key twice: {key} of {session} is at {seq} and at {first_seq + k}")
+                    if key is not None:
+                        its_key[session, sender_id, first_n + k] = key
+                        keys[session, key] = first_seq + k, now_us
+                        times[session, first_seq + k] = now_us
+            elif record[0] == 3:
+                _, session, sender_id, n, seq, now_us, _ = record
+                if (session, sender_id, n) in aliases:
+                    wrong.append(f"duplicated: {session} {sender_id} {n} stands for two")
+                if now_us - times.get((session, seq), -KEY_HONOURED_US) >= KEY_HONOURED_US:
+                    wrong.append(f"alias: {n} of {sender_id} stands for {seq} of {session}, whose key is not honoured")
+                aliases[session, sender_id, n] = seq
             else:
                 skipped.add((record[1], record[2], record[3]))
-    return placed, skipped, wrong
+    return log
 
 
 def judge(history: list[tuple[Any, ...]], logs: dict[str, list[bytes]], still_unacked: int) -> list[str]:
@@ -58,7 +87,8 @@ def judge(history: list[tuple[Any, ...]], logs: dict[str, list[bytes]], still_un
     for other, theirs in logs.items():
         if theirs != frames[: len(theirs)] or len(frames) - len(theirs) > 1:
             found.append(f"disagree: {other} holds another log than {name}")
-    placed, skipped, wrong = read_log(frames)
+    log = read_log(frames)
+    placed, skipped, aliases, wrong, _ = log
     found += wrong
     by_number: dict[tuple[str, str, int], Placed] = {}
     by_seq: dict[tuple[str, int], Placed] = {}
@@ -66,7 +96,7 @@ def judge(history: list[tuple[Any, ...]], logs: dict[str, list[bytes]], still_un
     last_n: dict[tuple[str, str], int] = {}
     for message in placed:
         number = (message.session, message.sender_id, message.n)
-        if number in by_number or number in skipped:
+        if number in by_number or number in skipped or number in aliases:
             found.append(f"duplicated: {number} at {message.seq}")
         by_number[number] = by_seq[message.session, message.seq] = message
         if message.seq != last_seq.get(message.session, 0) + 1:
@@ -76,7 +106,7 @@ def judge(history: list[tuple[Any, ...]], logs: dict[str, list[bytes]], still_un
         if message.n <= last_n.get(key, 0):
             found.append(f"sender order: {number} after {last_n[key]}")
         last_n[key] = message.n
-    found += _judge_facts(history, by_number, by_seq, skipped)
+    found += _judge_facts(history, by_number, by_seq, log)
     found += _judge_readers(history, last_seq)
     found += _judge_real_time(history, by_number)
     found += _judge_attempts(history)
@@ -89,18 +119,29 @@ def _judge_facts(
     history: list[tuple[Any, ...]],
     by_number: dict[tuple[str, str, int], Placed],
     by_seq: dict[tuple[str, int], Placed],
-    skipped: set[tuple[str, str, int]],
+    log: Log,
 ) -> list[str]:
     """Each answer and each message that was read, against what the disks have in the end."""
     found: list[str] = []
     bodies: dict[tuple[str, str, int], bytes] = {}
+    skipped, aliases = log.skipped, log.aliases
     may_end: set[tuple[str, str, int]] = set()  # it had a deadline, or was cancelled
+    keyed: dict[tuple[str, str, int], str] = {}
     given_up: set[tuple[str, str, int]] = set()  # its sender was told so
     for kind, _, *fact in history:
         if kind == "handed":
             sender_id, session, n, body = fact
             bodies[session, sender_id, n] = body
             may_end.discard((session, sender_id, n))
+            keyed.pop((session, sender_id, n), None)
+        elif kind == "keyed":
+            number = (fact[1], fact[0], fact[2])
+            may_end.add(number)  # another message may have its key
+            keyed[number] = fact[3]
+        elif kind == "key_taken":
+            number = (fact[1], fact[0], fact[2])
+            if number in by_number or number not in may_end:
+                found.append(f"refused: {fact}")
         elif kind in ("may_end", "submitted", "given_up"):
             number = (fact[1], fact[0], fact[2])
             if kind == "may_end":
@@ -120,6 +161,10 @@ def _judge_facts(
             if seq == 0:
                 if (len(bodies[number]) <= BODY_BYTES_MAX and number not in may_end) or number not in skipped:
                     found.append(f"lost: {number} was answered with a skip")
+            elif number in aliases:
+                original = by_seq.get((session, seq))
+                if aliases[number] != seq or original is None or original.body != bodies[number]:
+                    found.append(f"alias: {number} was acked at {seq}, and stands for {aliases[number]}")
             elif there is None:
                 found.append(f"lost: {number} was acked at {seq}")
             elif there.seq != seq:
@@ -138,10 +183,13 @@ def _judge_facts(
             pass  # a former process had given it up, and died before it could write that down
         elif kind == "saved":
             sender_id, session, n = fact
-            if (session, sender_id, n) not in by_number and (session, sender_id, n) not in skipped:
+            number = (session, sender_id, n)
+            if number not in by_number and number not in skipped and number not in aliases:
                 found.append(f"lost: {fact} was saved in the outbox")
         elif kind not in ("opened", "followed", "subscribed", "pushed", "heads", "begun", "answered"):
             found.append(f"{kind}: {fact}")
+    with_keys = {number: key for number, key in keyed.items() if number in by_number}
+    found += [f"key lost: {number} is stored without {key}" for number, key in with_keys.items() if log.keys.get(number) != key]
     found += [f"lost: {number} is in the log and was never handed over" for number in by_number if number not in bodies]
     return found
 

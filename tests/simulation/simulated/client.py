@@ -14,7 +14,7 @@ from typing import Any
 
 from simulated.clockwork import Link, Process
 from simulated.file import OutboxFile
-from trilogue.actors.protocol.errors import GivenUp, MessageTooLarge, ProofOfLoss, TrilogueError
+from trilogue.actors.protocol.errors import ConflictingKey, GivenUp, MessageTooLarge, ProofOfLoss, TrilogueError
 from trilogue.actors.protocol.ids import sender_id_of
 from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import Message, Run
@@ -42,6 +42,7 @@ LIMITS = Limits(
     run_messages_max=4,
     submit_bytes_max=512,
     in_flight_messages_max=24,
+    keyed_run_messages_max=3,
     wire_bytes_max=256 * KIB,
     frame_bytes_max=128 * KIB,
     frame_bytes_target=200,
@@ -76,7 +77,7 @@ class Answer:
             self.client.told("given_up", self.lane.sender_id, self.lane.session, self.n, error.may_be_stored)
             self.client.world.count(f"client: told that it {'may be' if error.may_be_stored else 'is not'} stored")
             return
-        kind = {MessageTooLarge: "too_large", ProofOfLoss: "forgotten"}.get(type(error), "refused")
+        kind = {MessageTooLarge: "too_large", ProofOfLoss: "forgotten", ConflictingKey: "key_taken"}.get(type(error), "refused")
         self.client.told(kind, self.lane.sender_id, self.lane.session, self.n, str(error))
 
 
@@ -166,7 +167,7 @@ class ClientProcess(Process):
 
     # ------------------------------------------------------------------ the program that uses it
 
-    def hand_over(self, dice: Random) -> Lane | None:
+    def hand_over(self, dice: Random, request: bytes = b"") -> Lane | None:
         """The program says `send`; rarely more than the system takes."""
         session = dice.choice(self.sessions)
         lane = self.outbox.lane(session, self.name)
@@ -176,7 +177,7 @@ class ClientProcess(Process):
             self.flow.add(lane)
         n = lane.next_n
         size = 100 if dice.random() < 0.03 else dice.randrange(0, 40)
-        body = f"{self.name}:{session}:{n}:".encode() + bytes(size)
+        body = request or f"{self.name}:{session}:{n}:".encode() + bytes(size)
         lane.bodies.append(body)
         lane.times.append(self.world.now)
         lane.futures.append(Answer(self, lane, n))
@@ -187,6 +188,14 @@ class ClientProcess(Process):
         self.world.history.append(("handed", self.world.now, lane.sender_id, session, n, body))
         self.outbox.mark(lane)
         return lane
+
+    def hand_over_with_a_key(self, dice: Random) -> None:
+        """The program hands a request over that may have been handed over before; rarely its key is of another one."""
+        key = f"k{dice.randrange(4)}"
+        lane = self.hand_over(dice, f"{key}{'!' if dice.random() < 0.1 else ''}".encode())
+        if lane is not None:
+            lane.put_key(key)
+            self.world.history.append(("keyed", self.world.now, lane.sender_id, lane.session, lane.next_n - 1, key))
 
     def hand_over_with_a_deadline(self, dice: Random) -> None:
         """As above, with a message that is of no use after a while."""
@@ -229,7 +238,8 @@ class ClientProcess(Process):
                 return
             lane.submitted_n = max(lane.submitted_n, n)
             self.world.count("client: a number too early")
-            self._submit(self.link, [[lane.session, lane.sender_id, n, [self.world.now], [body]]])
+            keys = lane.keys_of(lane.saved - 1, lane.saved)
+            self._submit(self.link, [[lane.session, lane.sender_id, n, [self.world.now], [body], *([keys] if keys else [])]])
 
     # ------------------------------------------------------------------ the file
 
@@ -248,7 +258,7 @@ class ClientProcess(Process):
 
     def _committed(self, commit: Commit) -> None:
         self.file.apply(commit)
-        for session, sender, outbox_id, first_n, _, bodies in commit.runs:
+        for session, sender, outbox_id, first_n, _, bodies, *_keys in commit.runs:
             for n in range(first_n, first_n + len(bodies)):
                 self.world.history.append(("saved", self.world.now, sender_id_of(sender, outbox_id), session, n))
         self.outbox.committed(None)
@@ -308,7 +318,7 @@ class ClientProcess(Process):
                 link.send(self, [Say.GIVE_UP, given_up])
 
     def _submit(self, link: Link, runs: list[Any]) -> None:
-        for session, sender_id, first_n, _, bodies in runs:
+        for session, sender_id, first_n, _, bodies, *_keys in runs:
             for n in range(first_n, first_n + len(bodies)):
                 self.world.history.append(("submitted", self.world.now, sender_id, session, n))
         link.send(self, [Say.SUBMIT, runs])

@@ -20,7 +20,10 @@ class OutboxFile:
 
     def load(self) -> Stored:
         """All that it holds."""
-        batches = [(number, [[*run[:4], list(run[4]), list(run[5])] for run in runs]) for number, runs in self.batches.items()]
+        batches = [
+            (number, [[*run[:4], list(run[4]), list(run[5]), *map(list, run[6:])] for run in runs])
+            for number, runs in self.batches.items()
+        ]
         return Stored(self.outbox_id, list(self.lanes.values()), batches, tuple(sorted(self.given_up)))
 
     def apply(self, commit: Commit) -> None:

@@ -52,6 +52,10 @@ PROFILES: dict[str, dict[str, int]] = {
         "flap_a_client": 4, "silence_a_client": 4, "cut_a_link": 2, "half_open_link": 3, "stall_a_link": 3, "slow_network": 2,
         "crash_a_client": 4, "crash_an_owner": 2, "crash_everything": 1,
     },
+    "keys": {
+        "crash_an_owner": 4, "crash_a_busy_owner": 2, "order_another_writer": 2, "crash_a_client": 3, "cut_a_link": 3,
+        "half_open_link": 2, "crash_everything": 2, "jump_a_clock": 2, "crash_a_store": 2, "stall_a_link": 1,
+    },
     "readers": {"cut_a_link": 4, "crash_a_client": 4, "order_another_writer": 1, "crash_an_owner": 2, "half_open_link": 2},
 }  # fmt: skip
 """What a story is mostly about: how often each fault is chosen."""
@@ -96,6 +100,11 @@ def make_plan(seed: int, profile: str, clients: list[str]) -> list[Step]:
             for _ in range(rng.randrange(3, 10)):
                 when = rng.randrange(0, FAULTS_END_MS)
                 drawn += [(when, "hand_over_with_a_deadline", client)] * rng.choice((1, 1, 2, 5))
+    if profile == "keys":
+        for client in clients:
+            for _ in range(rng.randrange(8, 20)):
+                when = rng.randrange(0, FAULTS_END_MS)
+                drawn += [(when, "hand_over_with_a_key", client)] * rng.choice((1, 1, 2, 5))
     weights = PROFILES[profile]
     faults = rng.choices(list(weights), list(weights.values()), k=rng.randrange(3, 14))
     drawn += [(rng.randrange(0, FAULTS_END_MS), fault, "") for fault in faults]

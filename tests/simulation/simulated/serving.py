@@ -13,6 +13,7 @@ from typing import Any
 from simulated.clockwork import Link, Process
 from simulated.store import PARTITION
 from trilogue.actors.protocol import subscriptions
+from trilogue.actors.protocol.keys import KnownKey
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import Run, unpack_record
 from trilogue.actors.protocol.replication import NotStored, Stored
@@ -115,7 +116,7 @@ class Serving(Process):
             case [Say.NOT_STORED, _, epoch, code, text]:
                 self._feed(NotStored(link.info.key, epoch, Code(code), text))
             case [Say.SUBMIT, runs]:
-                check_runs(runs, self.limits.run_messages_max)
+                check_runs(runs, self.limits)
                 if self.open:
                     self._decide(Submitted(link, runs, self._wall_clock_us()))
                     self._plan_cut()
@@ -261,14 +262,14 @@ class Serving(Process):
             else:
                 self._told(order, answer)
 
-        self._ask(then, Say.STATES, PARTITION, order.upto, [[session, senders, []] for session, senders in order.asked])
+        self._ask(then, Say.STATES, PARTITION, order.upto, order.asked)
 
     def _told(self, order: LookUp, answer: Any) -> None:
         _, covered, states = answer
         if covered > self.log.committed:
             self._end("a store has committed more: another writer took this partition over")
             return
-        told = [Told(last_seq, last_n, whole) for last_seq, last_n, whole, _ in states]
+        told = [Told(*state[:3], {key: KnownKey(*known) for key, known in state[3].items()}, state[4]) for state in states]
         self.world.count("states: told" if all(one.whole for one in told) else "states: told of the senders asked for")
         asked, rest = order.asked[: len(told)], order.asked[len(told) :]
         self._decide(LookedUp(asked, told, self._wall_clock_us()))

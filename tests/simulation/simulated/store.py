@@ -27,6 +27,7 @@ from trilogue.actors.protocol.store import (
     WriteFrame,
     WriteJoin,
 )
+from trilogue.actors.protocol.submissions import Question
 from trilogue.actors.protocol.vocabulary import Code, Say
 
 PARTITION = 0
@@ -289,14 +290,14 @@ class StoreProcess(Process):
         index = self.indexes.of(PARTITION)
         match say, rest:
             case Say.STATES, [asked]:
-                return self._states(upto, [(session, senders) for session, senders, _ in asked])
+                return self._states(upto, [Question(*one) for one in asked])
             case Say.RUNS, [session, after, limit, *_]:
                 return index.runs(session, after, limit, 200, self._record)
             case Say.RECALL, [session, sender_id, first_n, last_n]:
                 return index.recall(session, sender_id, first_n, last_n, self._record)
         raise AssertionError(f"a read {say} of unknown shape")
 
-    def _states(self, upto: int, asked: list[tuple[str, list[str]]]) -> Any:
+    def _states(self, upto: int, asked: list[Question]) -> Any:
         """Now and then no more is covered than was asked, or is told of a session's senders: any store may do so."""
         indexes = self.indexes
         if asked and self.world.rng.random() < 0.3:
@@ -305,10 +306,12 @@ class StoreProcess(Process):
         bytes_max = self.world.rng.choice((1, 300))
         answer = indexes.of(PARTITION).states(asked, self.limits.senders_answered_max, bytes_max)
         last_stored_at_us, covered, told = answer
-        for (_, senders), state in zip(asked, told, strict=False):
+        for (_, senders, keys), state in zip(asked, told, strict=False):
             if self.world.rng.random() < 0.5:
                 state[1] = {sender_id: n for sender_id, n in state[1].items() if sender_id in senders}
                 state[2] = False
+                state[3] = {key: known for key, known in state[3].items() if key in keys}
+                state[4] = False
         return [last_stored_at_us, covered, told]
 
     def _frame(self, index: int) -> bytes:

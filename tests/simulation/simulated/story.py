@@ -26,8 +26,10 @@ from simulated.weather import Weather
 from simulated.witness import Witness
 from trilogue.actors.protocol.ensemble import Wish
 from trilogue.actors.protocol.errors import ProtocolError
+from trilogue.actors.protocol.frames import decode_frame, payload_of
 from trilogue.actors.protocol.invariants import InvariantBroken
 from trilogue.actors.protocol.limits import KIB, Limits
+from trilogue.actors.protocol.messages import ALIAS, keys_of, unpack_items
 
 STORES = ("store-1", "store-2", "store-3", "store-4")
 SESSIONS = ("session-0", "session-1")
@@ -60,6 +62,10 @@ SMALL = Limits(
     member_grace_ms=150,
     member_lag_ms=200,
     join_frames_max=16,
+    keyed_run_messages_max=3,
+    session_keys_hot_max=6,
+    keys_hot_max=6,
+    key_honoured_ms=600,
     sessions_hot_max=1,
     senders_hot_max=2,
     session_senders_hot_max=1,
@@ -195,8 +201,21 @@ class Story(Faults):
             anomalies.append(f"not whole: the record does not name {COPIES} copies of everything in one range")
         unacked = sum(client.unanswered for client in self.clients)
         logs = {name: chain_of(self.disks[name]) for name in self._final_members()}
+        for log in logs.values():
+            self._count_keys(log)
         anomalies = [*self.witness.anomalies[:3], *judge(self.history, logs, unacked), *anomalies]
         return Outcome(anomalies, self.fingerprint(), self)
+
+    def _count_keys(self, log: list[bytes]) -> None:
+        keys: set[tuple[str, str]] = set()
+        for frame in log:
+            for item in unpack_items(payload_of(frame, decode_frame(frame, 1 << 30))):
+                if item[0] == ALIAS:
+                    self.count("keys: a number stands for an earlier message")
+                for key in keys_of(item):
+                    if key is not None and (item[1], key) in keys:
+                        self.count("keys: one came again after its time")
+                    keys.add((item[1], str(key)))
 
     def _do(self, step: Step) -> None:
         self.dice = Random(step.dice)

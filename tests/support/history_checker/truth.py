@@ -44,6 +44,7 @@ class Truth:
 
     sessions: dict[str, list[Stored]] = field(default_factory=dict)
     skips: list[tuple[str, str, int]] = field(default_factory=list)
+    aliases: dict[tuple[str, str, int], int] = field(default_factory=dict)  # numbers that stand for the message at a seq
     numbers: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # (session, sender_id) -> n in log order
     places: dict[str, list[Stored]] = field(default_factory=dict)  # by mark
 
@@ -67,6 +68,11 @@ class Truth:
                 for k, body in enumerate(bodies):
                     self.add(Stored(session, first_seq + k, sender_id, first_n + k, mark_of(body), epoch))
                     numbers.append(first_n + k)
+            case [6, session, sender_id, first_n, first_seq, stored_at_us, times, bodies, keys] if len(keys) == len(bodies):
+                self.add_record([1, session, sender_id, first_n, first_seq, stored_at_us, times, bodies], epoch)
+            case [3, session, sender_id, n, seq, _, _]:
+                self.aliases[session, sender_id, n] = seq
+                self.numbers.setdefault((session, sender_id), []).append(n)
             case [2, session, sender_id, n, _]:
                 self.skips.append((session, sender_id, n))
                 self.numbers.setdefault((session, sender_id), []).append(n)

@@ -373,7 +373,7 @@ class Disk:
     def apply(self, commit: Commit) -> None:
         if commit.batch_id:
             assert commit.batch_id not in self.batches
-            self.batches[commit.batch_id] = [[*run[:4], list(run[4]), list(run[5])] for run in commit.runs]
+            self.batches[commit.batch_id] = [[*run[:4], list(run[4]), list(run[5]), *map(list, run[6:])] for run in commit.runs]
         for session, sender, outbox_id, next_n, retired in commit.lanes:
             self.lanes[(session, sender, outbox_id)] = (next_n, retired)
         for number in commit.delete:

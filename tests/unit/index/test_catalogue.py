@@ -13,6 +13,7 @@ from indexed_log import FOR_EVER, SENDERS, SMALL, Log
 from trilogue.actors.index.catalogue import FILE, CatalogueDamaged
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.protocol.messages import Run, messages_of
+from trilogue.actors.protocol.submissions import Question
 
 STEPS = [(k % 3, k % 2, 1 + k % 3) for k in range(40)]
 LOTS = 1 << 30
@@ -44,7 +45,7 @@ def frames_read(log: Log, keeper: IndexKeeper) -> list[int]:
     for session, messages in log.messages.items():
         runs = keeper.of(0).runs(session, 0, 1000, LOTS, log.read)
         assert [message for run in runs for message in messages_of(run)] == messages
-        [[last_seq, last_n, _, _]] = keeper.of(0).states([(session, [])], 64, LOTS)[2]
+        [[last_seq, last_n, *_]] = keeper.of(0).states([Question(session, [], [])], 64, LOTS)[2]
         assert (last_seq, last_n) == (len(messages), log.last_n(session))
     return reads.read
 
@@ -126,7 +127,7 @@ def test_row_that_is_not_what_was_written_is_never_believed(tmp_path: Path, chan
     index = log.index(log.keeper(tmp_path))
 
     def ask() -> None:
-        index.states([("s", [])], 64, LOTS)
+        index.states([Question("s", [], [])], 64, LOTS)
         index.runs("s", 0, 1000, LOTS, log.read)
 
     with pytest.raises(CatalogueDamaged):
@@ -141,7 +142,7 @@ def test_part_that_vanished_at_the_end_is_noticed_by_what_follows(tmp_path: Path
     database.close()
     index = log.index(log.keeper(tmp_path))
     with pytest.raises(CatalogueDamaged, match="hole"):
-        index.states([("s", [])], 64, LOTS)
+        index.states([Question("s", [], [])], 64, LOTS)
 
 
 def test_discarded_catalogue_is_made_anew_from_the_journal(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexed_log import FOR_EVER, SENDERS, SESSIONS, Log
+from trilogue.actors.index import partition
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.protocol.invariants import InvariantBroken
 from trilogue.actors.protocol.messages import Message, Run, messages_of
+from trilogue.actors.protocol.submissions import Question
 
 LOTS = 1 << 30
 LOGS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 5)), max_size=25).map(Log)
@@ -83,15 +85,46 @@ def test_states_are_told_in_the_order_asked_a_page_at_a_time(
     index = index_of(log, cuts)
     found: list[Any] = []
     while len(found) < len(names):
-        _, upto, page = index.states([(name, [SENDERS[1]]) for name in names[len(found) :]], senders_max, bytes_max)
+        asked = [Question(name, [SENDERS[1]], []) for name in names[len(found) :]]
+        _, upto, page = index.states(asked, senders_max, bytes_max)
         assert upto == len(log.frames)
         assert page, "at least one is told"
         found += page
-    for name, (last_seq, last_n, whole, keys) in zip(names, found, strict=True):
+    for name, (last_seq, last_n, whole, *_) in zip(names, found, strict=True):
         assert last_seq == len(log.messages.get(name, []))
         every = log.last_n(name)
-        assert (whole, keys) == (len(every) <= senders_max, {})
+        assert whole == (len(every) <= senders_max)
         assert last_n == (every if whole else {sender_id: n for sender_id, n in every.items() if sender_id == SENDERS[1]})
+
+
+@given(LOGS, CUTS, st.sampled_from(SESSIONS), st.sampled_from([0, 2, 64]))
+def test_keys_are_told_with_the_newest_message_that_has_them_all_of_a_session_that_has_few_G5(
+    log: Log, cuts: list[tuple[int, bool]], session: str, few: int
+) -> None:
+    index, known = index_of(log, cuts), log.keys[session]
+    wanted = ["k3", "k6", "often", "never"]
+    before, partition.KEYS_WHOLE = partition.KEYS_WHOLE, few
+    try:
+        [[*_, keys, whole]] = index.states([Question(session, [], wanted)], 64, LOTS)[2]
+    finally:
+        partition.KEYS_WHOLE = before
+    told = {key: tuple(value) for key, value in keys.items()}
+    assert told == (known if whole else {key: known[key] for key in wanted if key in known})
+    assert whole or few < 64
+    assert not whole or len(known) <= few
+
+
+@pytest.mark.parametrize(("last_at_us", "kept"), [(4, True), (5, False)])
+def test_merge_leaves_out_the_keys_whose_time_is_over_and_no_others(last_at_us: int, kept: bool) -> None:
+    log = Log([(0, 0, 3)] * 4)  # all of it was stored at 5
+    keeper = log.keeper()
+    for upto in range(1, len(log.frames) + 1):
+        log.index(keeper, upto)
+        keeper.of(0).recent.last_stored_at_us = keeper._segments._key_honoured_us + last_at_us
+        keeper.tidy(FOR_EVER, rest=True)
+    assert max(segment.level for segment in keeper._catalogue.segments) > 0, "they were merged"
+    [[*_, keys, _]] = keeper.of(0).states([Question("s", [], ["k3"])], 64, LOTS)[2]
+    assert ("k3" in keys) == kept
 
 
 @given(LOGS)
@@ -107,7 +140,9 @@ def test_segments_are_few_and_each_frame_is_in_one_of_them(log: Log) -> None:
     assert levels == sorted(levels, reverse=True)
     assert all(levels.count(level) < 2 for level in range(3))
     held = {
-        row[0] for table in ("parts", "senders") for row in keeper._catalogue.database.execute(f"SELECT segment FROM {table}")
+        row[0]
+        for table in ("parts", "senders", "keys")
+        for row in keeper._catalogue.database.execute(f"SELECT segment FROM {table}")
     }
     assert held <= {segment.id for segment in segments}, "what was merged is removed"
 
@@ -127,7 +162,7 @@ def test_last_number_of_one_sender_of_a_crowd_is_the_newest_wherever_it_is_G5() 
             keeper.tidy(FOR_EVER, rest=True)
         elif upto == 3:
             index.leave()
-        [[_, found, whole, _]] = index.states([("s", [SENDERS[1], "unknown"])], 1, LOTS)[2]
+        [[_, found, whole, *_]] = index.states([Question("s", [SENDERS[1], "unknown"], [])], 1, LOTS)[2]
         assert (found, whole) == ({SENDERS[1]: last_n}, upto == 1)
 
 

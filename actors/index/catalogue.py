@@ -11,7 +11,8 @@ journal. Used by one thread. Rules:
    `CatalogueDamaged`: the file is not believed any more.
 4. The write-ahead log is synced before the file is written from it (`synchronous=NORMAL`). So a power cut takes the newest
    segments along, never parts of one.
-5. A session that no segment names costs one look into each of them, inside SQLite; there are `FAN_IN` of a level at most.
+5. A session that no segment names costs one look into each of them, inside SQLite; there are fewer than
+   `index_merge_segments_max` of a level.
 
     identity  mark: what rule 1 compares
     segments  id -> partition, level, upto, frame_crc (of the frame at `upto`), last_stored_at_us

@@ -38,19 +38,23 @@ TRY_AGAIN_S = 10.0
 class IndexKeeper:
     """The indexes of one store. `directory` is None where nothing is to survive."""
 
-    def __init__(self, directory: Path | None, mark: str, crc_at: CrcAt, limits: Limits) -> None:
+    def __init__(
+        self, directory: Path | None, mark: str, crc_at: CrcAt, limits: Limits, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._path = directory / FILE if directory is not None else None
         self._mark = f"{mark} {FORMAT}"
         self._crc_at = crc_at
         self._limits = limits
+        self._clock = clock
         self.indexes: dict[int, PartitionIndex] = {}
         self.rebuilds = 0
         self.trouble = ""  # why the catalogue cannot be written
-        self._open()
+        self.begin_with(Catalogue.open(self._path, self._mark))
 
-    def _open(self) -> None:
-        self._catalogue = Catalogue.open(self._path, self._mark)
-        self._segments = Segments(self._catalogue, self._limits.key_honoured_ms * 1000)
+    def begin_with(self, catalogue: Catalogue) -> None:
+        """Go on from this catalogue; nothing is in memory."""
+        self.catalogue = catalogue
+        self._segments = Segments(catalogue, self._limits)
         self._writing: PartitionIndex | None = None
         self._flush: Job | None = None
         self._tidying: Job | None = None
@@ -59,28 +63,28 @@ class IndexKeeper:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._catalogue.close()
+        self.catalogue.close()
 
     def of(self, partition: int) -> PartitionIndex:
         """The partition's index; the first time, the catalogue is compared with the journal (rule 2)."""
         index = self.indexes.get(partition)
         if index is None:
-            newest = self._catalogue.newest(partition)
+            newest = self.catalogue.newest(partition)
             if newest is not None and self._crc_at(partition, newest.upto) != newest.frame_crc:
                 logger.warning("the index of partition %d is of other frames: it is made anew", partition)
                 self._segments.forget(partition)
                 self._tidying = None
-            index = self.indexes[partition] = PartitionIndex(partition, self._catalogue)
+            index = self.indexes[partition] = PartitionIndex(partition, self.catalogue)
         return index
 
     def discard(self, reason: object) -> None:
         """The catalogue is not believed any more (rule 3): all is read again from the journal."""
         logger.error("the index is made anew from the journal: %s", reason)
         self.rebuilds += 1
-        self._catalogue.close()
+        self.catalogue.close()
         if self._path is not None:
             remove(self._path)
-        self._open()
+        self.begin_with(Catalogue.open(self._path, self._mark))
 
     # ------------------------------------------------------------------ taking in, and making room
 
@@ -88,7 +92,7 @@ class IndexKeeper:
         """Take committed frames in up to `upto`, and make room for them, until the deadline; whether all are in."""
         index = self.of(partition)
         while index.upto < upto:
-            if monotonic() >= deadline:
+            if self._clock() >= deadline:
                 return False
             if self._is_full():
                 self._write_a_little(deadline)
@@ -99,7 +103,7 @@ class IndexKeeper:
     def tidy(self, deadline: float, *, rest: bool) -> bool:
         """Write and merge what is due, until the deadline; whether more is. `rest`: the store has nothing else to do, so
         little stays in memory."""
-        while monotonic() < deadline:
+        while self._clock() < deadline:
             if self._flush is not None or self._is_full() or (rest and self._is_worth_writing()):
                 if not self._write_a_little(deadline):
                     return False
@@ -118,7 +122,7 @@ class IndexKeeper:
         return self._recent_bytes() >= self._limits.index_resting_bytes_max and self._may_write()
 
     def _may_write(self) -> bool:
-        return self._flush is not None or monotonic() >= self._tried_at + TRY_AGAIN_S
+        return self._flush is not None or self._clock() >= self._tried_at + TRY_AGAIN_S
 
     def _write_a_little(self, deadline: float) -> bool:
         """Go on writing, or begin with the largest partition; false when the disk does not take it."""
@@ -127,7 +131,7 @@ class IndexKeeper:
                 index = self._writing or max(self.indexes.values(), key=lambda one: one.recent.size_bytes)
                 recent = index.leaving or index.leave()
                 self._writing, self._flush = index, self._segments.flush(index.partition, recent)
-            while monotonic() < deadline:
+            while self._clock() < deadline:
                 if next(self._flush, self) is self:
                     assert self._writing is not None
                     self._writing.left()
@@ -157,7 +161,7 @@ class IndexKeeper:
     def _not_written(self, error: sqlite3.OperationalError) -> None:
         if not self.trouble:
             logger.warning("the index cannot be written: %s; it is tried again", error)
-        self.trouble, self._flush, self._tried_at = str(error), None, monotonic()
+        self.trouble, self._flush, self._tried_at = str(error), None, self._clock()
 
     # ------------------------------------------------------------------ for people
 
@@ -166,8 +170,8 @@ class IndexKeeper:
         return {
             "indexed_upto": {partition: index.upto for partition, index in sorted(self.indexes.copy().items())},
             "memory_bytes": sum(index.size_bytes for index in self.indexes.copy().values()),
-            "catalogue_bytes": self._catalogue.size_bytes,
-            "segments": len(self._catalogue.segments),
+            "catalogue_bytes": self.catalogue.size_bytes,
+            "segments": len(self.catalogue.segments),
             "rebuilds": self.rebuilds,
             "trouble": self.trouble,
         }

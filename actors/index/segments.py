@@ -6,8 +6,8 @@ generator that does a little between two `yield`s, so that its thread can do oth
 1. A segment's rows are written first, in transactions of their own. It counts from the transaction on that names it in the
    table of segments; a merge takes the old ones out in the same transaction.
 2. Whatever job ends early leaves rows that do not count: they are removed later, and its number is not given again.
-3. Segments of one level are merged `FAN_IN` at a time, up to level `LEVELS_MAX`: each row is written so many times at most, and
-   a merge is bounded.
+3. Segments of one level are merged `index_merge_segments_max` at a time, up to level `LEVELS_MAX`: each row is written so many
+   times at most, and a merge is bounded.
 4. A merge leaves out the idempotency keys whose time is over by the log's own: no message can repeat them any more.
 """
 
@@ -22,8 +22,8 @@ from typing import Any, Final
 from trilogue.actors.index.catalogue import PART_ENTRIES, Catalogue, Segment, crc_of, part_crc
 from trilogue.actors.index.entries import ENTRY_BYTES, Part, seq_at
 from trilogue.actors.index.recent import Recent, RecentSession
+from trilogue.actors.protocol.limits import Limits
 
-FAN_IN: Final = 8
 LEVELS_MAX: Final = 3
 SLICE_ROWS: Final = 128
 MERGE_ROWS: Final = 1024
@@ -42,9 +42,10 @@ Job = Iterator[None]
 class Segments:
     """Writes one catalogue."""
 
-    def __init__(self, catalogue: Catalogue, key_honoured_us: int) -> None:
+    def __init__(self, catalogue: Catalogue, limits: Limits) -> None:
         self._catalogue = catalogue
-        self._key_honoured_us = key_honoured_us
+        self._merge_at_once = limits.index_merge_segments_max
+        self._key_honoured_us = limits.key_honoured_ms * 1000
         self._database = catalogue.database
         there = {id for table in _TABLES for id in self._ids_in(table)}
         self._garbage = there - {segment.id for segment in catalogue.segments}
@@ -81,8 +82,8 @@ class Segments:
         for partition in {segment.partition for segment in segments}:
             for level in range(LEVELS_MAX):
                 same = [one for one in segments if (one.partition, one.level) == (partition, level)]
-                if len(same) >= FAN_IN:
-                    return self._merge(same[:FAN_IN])
+                if len(same) >= self._merge_at_once:
+                    return self._merge(same[: self._merge_at_once])
         return None
 
     def _merge(self, old: list[Segment]) -> Job:

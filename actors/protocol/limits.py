@@ -75,6 +75,7 @@ class Limits:
     directory_lock_wait_ms: int = 10_000
     index_recent_bytes_max: int = 48 * MIB
     index_resting_bytes_max: int = 1 * MIB
+    index_merge_segments_max: int = 8  # segments of its catalogue
     senders_answered_max: int = 64
 
     # the register
@@ -124,6 +125,7 @@ class Limits:
             "a page of history that one last run overfills fits a wire frame",
         )
         require(self.frame_bytes_max < 16 * MIB, "an entry of a store's index has 24 bits for a place inside a frame")
+        require(self.index_merge_segments_max >= 2, "a merge makes fewer segments of them")
         require(self.index_resting_bytes_max <= self.index_recent_bytes_max, "what stays in memory is recent")
         require(self.page_messages_max <= self.history_messages_max, "a subscription's page is a page")
         require(self.page_bytes_max <= self.history_bytes_max, "a subscription's page is a page")

@@ -150,6 +150,19 @@ def _store(one: dict[str, Any]) -> dict[str, Any]:
         "full": bool(journal.get("full", False)),
         "disk_bytes_free": one.get("disk_bytes_free"),
         "partitions": len(one.get("partitions") or {}),
+        "index": _index(one.get("index") or {}, one.get("partitions") or {}),
+    }
+
+
+def _index(index: dict[str, Any], partitions: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """How much of what is committed a store's index knows, and what it takes. It is behind while it is made anew, and a little
+    while the store is busy."""
+    whole = {number: one["committed_upto"] for number, one in partitions.items() if one["base"] == 1}
+    known = sum(min(upto, index.get("indexed_upto", {}).get(number, 0)) for number, upto in whole.items())
+    return {
+        "percent": 100 * known // max(1, sum(whole.values())) if any(whole.values()) else 100,
+        "bytes": index.get("catalogue_bytes", 0),
+        "trouble": index.get("trouble", ""),
     }
 
 
@@ -198,7 +211,7 @@ def render(status: dict[str, Any]) -> None:
             _numbers(one["stores"]), _numbers(one["spares"]), one["hot_sessions"], one["committed"], one["address"],
         )  # fmt: skip
         partitions.add_row(*("-" if item in (None, "") else str(item) for item in row), style=style)
-    stores = Table("store", "state", "on disk", "free", "partitions", "directory", box=None, pad_edge=False)
+    stores = Table("store", "state", "on disk", "free", "partitions", "index", "directory", box=None, pad_edge=False)
     for one in status["stores"]:
         style = None if one["state"] == "open" else "yellow"
         shown = (
@@ -207,6 +220,7 @@ def render(status: dict[str, Any]) -> None:
             size(one["bytes"]),
             size(one["disk_bytes_free"]),
             one["partitions"],
+            one["index"]["trouble"] or f"{one['index']['percent']} %",
             one["directory"],
         )
         stores.add_row(*map(str, shown), style=style)

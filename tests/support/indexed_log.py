@@ -14,7 +14,7 @@ from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import KEYED, RUN, SKIP, Message, Run, Skip, messages_of, pack_records
 
 SESSIONS, SENDERS = ("s", "t", "ü"), ("a/" + "0" * 32, "b/" + "1" * 32)
-SMALL = Limits(index_recent_bytes_max=1 << 20, index_resting_bytes_max=1, senders_answered_max=64)
+SMALL = Limits(index_recent_bytes_max=1 << 20, index_resting_bytes_max=1, index_merge_segments_max=2)
 FOR_EVER = float("inf")
 Step = tuple[int, int, int]
 """(which session, which sender, how many messages; 0: a skip). After an odd number the frame ends."""

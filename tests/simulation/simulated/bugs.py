@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 from simulated.client import ClientProcess
 from simulated.store import StoreProcess
 from trilogue.actors.index import recent
+from trilogue.actors.index.catalogue import Segment
+from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.index.partition import PartitionIndex
+from trilogue.actors.index.segments import Segments
 from trilogue.actors.protocol import (
     founding,
     holdings,
@@ -333,6 +336,33 @@ def _index_what_is_there(self: Any, upto: int, read_frame: Any) -> None:
             recent.take(read_frame(recent.upto + 1), self._last_seq)
         except KeyError:
             recent.upto += 1
+
+
+def _counts_before_it_is_written(self: Any, partition: int, recent: Any, flush: Any = Segments.flush) -> Any:
+    segment = Segment(self._next_id, partition, 0, recent.upto, recent.frame_crc, recent.last_stored_at_us)
+    self._register(segment, [])
+    self._register = lambda *_: None
+    yield from flush(self, partition, recent)
+    del self._register
+
+
+def _nothing_leaves(self: Any, session: str) -> list[Any]:
+    entry = self.recent.sessions.get(session)
+    return [entry] if entry is not None else []
+
+
+def _merges_all_but_the_oldest(self: Any, old: list[Any], merge: Any = Segments._merge) -> Any:
+    yield from merge(self, old[1:])
+    self._take_out(old[:1])
+
+
+def _index_ahead(self: Any, partition: int, upto: int, *rest: Any, advance: Any = IndexKeeper.advance) -> Any:
+    read_frame = rest[0]
+    try:
+        read_frame(upto + 1)
+    except KeyError:
+        return advance(self, partition, upto, *rest)
+    return advance(self, partition, upto + 1, *rest)
 
 
 # ---------------------------------------------------------------------- the sequencer
@@ -718,6 +748,30 @@ LOG_MODEL: dict[str, Bug] = {
 ABSENT = {"explicit_cut": "there is no message that truncates: a frame supersedes, or a numbered join cuts"}
 
 OWN: dict[str, Bug] = {
+    "index_counts_early": Bug(
+        "a segment of the index counts before its rows are written",
+        [(Segments, "flush", _counts_before_it_is_written)],
+        "takeovers",
+        50,
+    ),
+    "index_in_between": Bug(
+        "what an index is writing is in neither of its halves",
+        [(PartitionIndex, "_in_memory", _nothing_leaves)],
+        "takeovers",
+        100,
+    ),
+    "index_merge_loses": Bug(
+        "a merge of an index's segments leaves out the oldest of them",
+        [(Segments, "_merge", _merges_all_but_the_oldest)],
+        "takeovers",
+        100,
+    ),
+    "index_uncommitted": Bug(
+        "the index takes in a frame that is not known to be committed",
+        [(IndexKeeper, "advance", _index_ahead)],
+        "mixed",
+        1000,
+    ),
     "two_of_three": Bug("acks before the last store has it", [(LogWriter, "stored", _two_of_three)], "mixed", 50),
     "declare_behind": Bug(
         "declares a store that lacks what was committed while it joined",

@@ -5,9 +5,11 @@ Owns the disk (a list of entries, of which a prefix is synced) and the glue that
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any, NamedTuple
 
 from simulated.clockwork import Link, Process
+from trilogue.actors.index.catalogue import Catalogue
 from trilogue.actors.index.entries import Place
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.protocol.frames import decode_frame
@@ -34,6 +36,8 @@ PARTITION = 0
 LOG_ID = 7
 INCARNATION = "incarnation"
 FOR_EVER = float("inf")
+INDEX_STEPS = 4
+"""So often the index looks at its clock between two reads: enough to write a part of what is recent."""
 
 
 class Join(NamedTuple):
@@ -96,6 +100,8 @@ class Disk:
         self.incarnation = 1
         self.entries: list[Entry] = []
         self.cells: dict[str, Any] = {}  # of its acceptor
+        self.catalogue: Catalogue | None = None  # what its index wrote
+        self.catalogue_of = (uuid, 0)
         self.frames = Frames()  # as its store has them, without what is not synced
 
 
@@ -121,8 +127,11 @@ class StoreProcess(Process):
         self.world: Any = world
         self.disk, self.limits = disk, limits
         self.state = StoreState(LOG_ID, limits)
-        self.indexes = IndexKeeper(None, "", self._crc_at, limits)
-        self._reads = 0
+        self._steps = count()
+        self.indexes = IndexKeeper(None, "", self._crc_at, limits, self._steps.__next__)
+        if disk.catalogue is not None and disk.catalogue_of == self.identity:
+            self.indexes.begin_with(disk.catalogue)
+        disk.catalogue, disk.catalogue_of = self.indexes.catalogue, self.identity
         self.frames = disk.frames = Frames()
         self.full = self.fills_up = self.sync_fails = False
         self.unsynced: list[Entry] = []
@@ -273,9 +282,7 @@ class StoreProcess(Process):
                     return
                 self.indexes.advance(PARTITION, upto, self._frame, FOR_EVER)
                 source.send([Say.REPLY, request, 0, self._read(say, upto, rest)])
-                self._reads += 1
-                if self._reads % 2 == 0:  # every other time it has a rest
-                    self.indexes.tidy(FOR_EVER, rest=True)
+                self.indexes.tidy(next(self._steps) + INDEX_STEPS, rest=True)
 
     def is_whole(self, upto: int) -> bool:
         """Whether it holds the log from its first frame on, up to `upto`."""

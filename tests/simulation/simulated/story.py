@@ -50,6 +50,7 @@ SMALL = Limits(
     history_bytes_max=16 * KIB,
     index_recent_bytes_max=16 * KIB,
     index_resting_bytes_max=1,
+    index_merge_segments_max=2,
     senders_answered_max=2,
     page_bytes_max=4 * KIB,
     credit_bytes_max=16 * KIB,

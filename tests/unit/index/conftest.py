@@ -14,7 +14,6 @@ from trilogue.actors.index.entries import ENTRY_BYTES
 def small_segments() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "FAN_IN": 2,
             "SLICE_ROWS": 2,
             "MERGE_ROWS": 4,
             "PART_ENTRIES": 2,

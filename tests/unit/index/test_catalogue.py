@@ -176,22 +176,22 @@ def test_on_a_full_disk_what_is_recent_stays_in_memory_and_is_served(tmp_path: P
     keeper = log.keeper(tmp_path)
     log.index(keeper, 20)
     with monkeypatch.context() as patch:
-        patch.setattr(keeper._segments, "_database", FullDisk(keeper._catalogue.database))
+        patch.setattr(keeper._segments, "_database", FullDisk(keeper.catalogue.database))
         assert not keeper.tidy(FOR_EVER, rest=True)
         assert keeper.status()["trouble"] == "database or disk is full"
         assert frames_read(log, keeper) == list(range(21, len(log.frames) + 1))
     keeper._tried_at = -FOR_EVER
     keeper.tidy(FOR_EVER, rest=True)
     assert keeper.status()["trouble"] == ""
-    held = {row[0] for table in TABLES for row in keeper._catalogue.database.execute(f"SELECT segment FROM {table}")}
-    assert held == {segment.id for segment in keeper._catalogue.segments}, "what was begun in vain is removed"
+    held = {row[0] for table in TABLES for row in keeper.catalogue.database.execute(f"SELECT segment FROM {table}")}
+    assert held == {segment.id for segment in keeper.catalogue.segments}, "what was begun in vain is removed"
     keeper.close()
     assert frames_read(log, log.keeper(tmp_path)) == []
 
 
 def test_memory_is_bounded_while_a_long_journal_is_read() -> None:
     log = Log([(k % 3, k % 2, 1) for k in range(3000)])
-    limits = SMALL.__class__(index_recent_bytes_max=20_000, index_resting_bytes_max=20_000)
+    limits = SMALL.__class__(index_recent_bytes_max=20_000, index_resting_bytes_max=20_000, index_merge_segments_max=2)
     keeper = IndexKeeper(None, "mark", log.crc_at, limits)
     largest = 0
 

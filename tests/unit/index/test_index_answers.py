@@ -122,7 +122,7 @@ def test_merge_leaves_out_the_keys_whose_time_is_over_and_no_others(last_at_us: 
         log.index(keeper, upto)
         keeper.of(0).recent.last_stored_at_us = keeper._segments._key_honoured_us + last_at_us
         keeper.tidy(FOR_EVER, rest=True)
-    assert max(segment.level for segment in keeper._catalogue.segments) > 0, "they were merged"
+    assert max(segment.level for segment in keeper.catalogue.segments) > 0, "they were merged"
     [[*_, keys, _]] = keeper.of(0).states([Question("s", [], ["k3"])], 64, LOTS)[2]
     assert ("k3" in keys) == kept
 
@@ -133,7 +133,7 @@ def test_segments_are_few_and_each_frame_is_in_one_of_them(log: Log) -> None:
     for upto in range(1, len(log.frames) + 1):
         log.index(keeper, upto)
         keeper.tidy(FOR_EVER, rest=True)
-    segments = keeper._catalogue.segments
+    segments = keeper.catalogue.segments
     assert len(segments) == 0 or segments[-1].upto >= len(log.frames) - 1, "an empty frame is not worth a segment"
     assert all(one.upto < other.upto for one, other in pairwise(segments))
     levels = [segment.level for segment in segments]
@@ -142,7 +142,7 @@ def test_segments_are_few_and_each_frame_is_in_one_of_them(log: Log) -> None:
     held = {
         row[0]
         for table in ("parts", "senders", "keys")
-        for row in keeper._catalogue.database.execute(f"SELECT segment FROM {table}")
+        for row in keeper.catalogue.database.execute(f"SELECT segment FROM {table}")
     }
     assert held <= {segment.id for segment in segments}, "what was merged is removed"
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from trilogue.actors.index import segments
-from trilogue.actors.index.entries import ENTRY_BYTES
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,7 +16,6 @@ def small_segments() -> Iterator[None]:
             "SLICE_ROWS": 2,
             "MERGE_ROWS": 4,
             "PART_ENTRIES": 2,
-            "_PART_BYTES": 2 * ENTRY_BYTES,
         }.items():
             patch.setattr(segments, name, value)
         yield

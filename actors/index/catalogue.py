@@ -294,6 +294,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     for pragma in (
         f"page_size = {PAGE_BYTES}",
         f"cache_size = -{CACHE_KIB}",
+        "auto_vacuum = INCREMENTAL",
         "journal_mode = WAL",
         "synchronous = NORMAL",
         f"journal_size_limit = {16 * 1024 * 1024}",

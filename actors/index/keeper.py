@@ -147,7 +147,7 @@ class IndexKeeper:
         """Go on merging or removing; false when nothing is left to do."""
         try:
             if self._tidying is None:
-                self._tidying = self._segments.sweep() or self._segments.merge()
+                self._tidying = self._segments.sweep() or self._segments.merge() or self._segments.shrink()
             if self._tidying is None or not self._may_write():
                 return False
             if next(self._tidying, self) is self:

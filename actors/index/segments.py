@@ -29,6 +29,10 @@ LEVELS_MAX: Final = 3
 SLICE_ROWS: Final = 128
 MERGE_ROWS: Final = 1024
 SORTED_AT_ONCE: Final = 1024
+FREE_SHARE: Final = 4
+"""Where one page in so many is free, or more, some are given back."""
+FREE_PAGES_MIN: Final = 64
+SHRUNK_PAGES: Final = 16
 _TABLES: Final = {"parts": "session, first_seq, at, last_seq, entries, crc",
                   "senders": "session, sender_id, first_n, last_n, first_seq, at, crc",
                   "keys": "session, key, seq, stored_at_us, digest, crc"}  # fmt: skip
@@ -110,6 +114,19 @@ class Segments:
                 self._database.execute(f"DELETE FROM {table} WHERE segment = ?{until}", arguments)
                 yield
         self._garbage.discard(segment)
+
+    def shrink(self) -> Job | None:
+        """The giving back of disk space that no row needs; nothing if there is little."""
+        return self._shrink() if self._is_sparse() else None
+
+    def _is_sparse(self) -> bool:
+        pages, free = (self._database.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count"))
+        return free > FREE_PAGES_MIN and FREE_SHARE * int(free) > int(pages)
+
+    def _shrink(self) -> Job:
+        while self._is_sparse():
+            self._database.execute(f"PRAGMA incremental_vacuum({SHRUNK_PAGES})").fetchall()
+            yield
 
     def forget(self, partition: int) -> None:
         """Nothing that is said of the partition counts any more."""

@@ -206,3 +206,17 @@ def test_memory_is_bounded_while_a_long_journal_is_read() -> None:
     [record] = keeper.of(0).recall("s", SENDERS[0], 2, 2, log.read)
     assert isinstance(record, Run)
     assert record.first_seq == 3, "the oldest are found again"
+
+
+def test_disk_space_that_merged_segments_took_is_given_back(tmp_path: Path) -> None:
+    log = Log([(k % 3, k % 2, 1) for k in range(8000)])
+    keeper = log.keeper(tmp_path)
+    for upto in range(1000, 8001, 1000):
+        log.index(keeper, upto)
+        while keeper.tidy(FOR_EVER, rest=True):
+            pass
+    database = keeper.catalogue.database
+    pages, free = (database.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count"))
+    assert free <= max(64, pages // 4)
+    [[last_seq, *_]] = keeper.of(0).states([Question("s", [], [])], 64, LOTS)[2]
+    assert last_seq == len(log.messages["s"])

@@ -872,7 +872,7 @@ OWN: dict[str, Bug] = {
         "does not hear the credit that comes while it is looked up what a subscription is to follow",
         [(Subscriptions, "_on_subscribed", _deaf_before_it_begins), (Subscriptions, "has", _has_or_will)],
         "readers",
-        400,
+        800,
     ),
     "page_for_one": Bug(
         "of those that share a page only the first one gets it",

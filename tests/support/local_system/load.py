@@ -24,6 +24,8 @@ from trilogue.client import Ack, Client, ConflictingRetry, Message, ProofOfLoss
 
 BURSTS = (1, 1, 1, 2, 3, 5, 8, 13, 30, 120)
 PAGE = 500
+KEYED = 0.05
+"""So many of the messages have an idempotency key, each its own: they must fare as all others do."""
 
 
 @dataclass(slots=True)
@@ -107,7 +109,8 @@ class Program:
         self._recorder.write(*events)
         futures = []
         for event, body in zip(events, bodies, strict=True):
-            future = self._client.post(event["session"], body, sender=event["sender"])
+            key = event["mark"] if self._random.random() < KEYED else None
+            future = self._client.post(event["session"], body, sender=event["sender"], key=key)
             future.add_done_callback(partial(self._answered, event["mark"]))
             futures.append(future)
         return futures

@@ -12,7 +12,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
@@ -144,7 +144,15 @@ class SyncClient:
         async def following() -> ClientState | None:
             return await anext(states, None)
 
-        while (state := self._call(following)) is not None:
+        while not self._closed:
+            try:
+                state = self._call(following)
+            except (ClientClosed, CancelledError, RuntimeError):
+                if self._client._desk.is_shut:
+                    return  # its loop ended meanwhile
+                raise
+            if state is None:
+                return
             yield state
 
     @property

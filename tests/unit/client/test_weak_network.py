@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -208,3 +210,22 @@ def test_before_and_after_its_life_a_client_is_offline_and_says_why() -> None:
     client = SyncClient("ann", address="127.0.0.1:1", token=TOKEN)
     assert client.state.standing == "offline"
     assert "not open" in client.state.trouble
+
+
+def test_a_thread_that_watches_sees_the_end_of_a_sync_client(tmp_path: Path) -> None:
+    seen: list[ClientState] = []
+    begun = threading.Event()
+
+    def watch(client: SyncClient) -> None:
+        for state in client.states():
+            seen.append(state)
+            begun.set()
+
+    with SyncClient("ann", address="127.0.0.1:1", token=TOKEN, outbox=tmp_path / "ann.db", close_timeout_s=0.0) as client:
+        watching = threading.Thread(target=watch, args=(client,))
+        watching.start()
+        begun.wait(10.0)
+    watching.join(10.0)
+    assert not watching.is_alive()
+    assert seen[0].standing in ("connecting", "offline")
+    assert "closed" in seen[-1].trouble

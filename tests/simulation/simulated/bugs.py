@@ -455,7 +455,7 @@ def _all_told(self: Any, asked: Any, told: Any, believe: Any = SessionStates.tol
 
 
 def _answer_overrules(self: Any, asked: Any, told: Any, believe: Any = SessionStates.told) -> Any:
-    for (session, _), one in zip(asked, told, strict=True):
+    for (session, *_), one in zip(asked, told, strict=True):
         if (state := self.hot.get(session)) is not None:
             state.last_seq = one.last_seq
             state.last_n.update({sender_id: n for sender_id, n in one.last_n.items() if sender_id in state.last_n})
@@ -463,7 +463,7 @@ def _answer_overrules(self: Any, asked: Any, told: Any, believe: Any = SessionSt
 
 
 def _head_forgotten(self: Any, asked: Any, told: Any, believe: Any = SessionStates.told) -> Any:
-    cold = [session for session, _ in asked if session not in self.hot]
+    cold = [session for session, *_ in asked if session not in self.hot]
     result = believe(self, asked, told)
     for session in cold:
         self.hot[session].committed_seq = 0
@@ -617,10 +617,9 @@ def _without_keys(self: Any, tidying: bool = False, begin: Any = FileOutbox._beg
     self._start = start
 
 
-def _new_upto_any_body(
-    keys: Any, at: int, known: Any, now_us: int, honoured_us: int, new_upto: Any = sequencer.new_upto
-) -> Any:
-    return len(keys) if not known else new_upto(keys, at, known, now_us, honoured_us)
+def _each_key_alone(keys: Any, at: int, known: Any, now_us: int, honoured_us: int, new_upto: Any = sequencer.new_upto) -> int:
+    repeats = (k for k in range(at, len(keys)) if not new_upto(keys[k : k + 1], 0, known, now_us, honoured_us))
+    return next(repeats, len(keys))
 
 
 def _given_up_in_memory(self: Any, lane: Any, n: int, tell: Any) -> None:
@@ -929,7 +928,7 @@ OWN: dict[str, Bug] = {
         50,
     ),
     "key_twice_in_a_run": Bug(
-        "two messages of one run may have the same new key", [(sequencer, "new_upto", _new_upto_any_body)], "keys", 50
+        "two messages of one run may have the same new key", [(sequencer, "new_upto", _each_key_alone)], "keys", 50
     ),
     "any_body_under_a_key": Bug(
         "a repeated key with another body is answered with the first one's seq",

@@ -9,12 +9,13 @@ know connections or the journal: it is given frames, and what the chain's CRC is
 2. A catalogue is believed for a partition if the frame at its `upto` is the one that the journal holds there: frames form a
    chain, so all before it are the same, too.
 3. A catalogue that is damaged is removed, and made anew from the journal. One that cannot be written (a full disk) stays as it
-   is: what is recent stays in memory, and it is tried again.
+   is: what is recent stays in memory, and it is tried again. One that cannot be made at all is made in memory.
 4. Work is cut into slices: `work` ends soon after its deadline.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -49,7 +50,15 @@ class IndexKeeper:
         self.indexes: dict[int, PartitionIndex] = {}
         self.rebuilds = 0
         self.trouble = ""  # why the catalogue cannot be written
-        self.begin_with(Catalogue.open(self._path, self._mark))
+        self.begin_with(self._opened())
+
+    def _opened(self) -> Catalogue:
+        try:
+            return Catalogue.open(self._path, self._mark)
+        except (sqlite3.Error, OSError) as error:
+            self.trouble = f"no {FILE}: {error}"
+            logger.warning("the index is kept in memory alone until the store starts again: %s", error)
+            return Catalogue.open(None, self._mark)
 
     def begin_with(self, catalogue: Catalogue) -> None:
         """Go on from this catalogue; nothing is in memory."""
@@ -83,8 +92,9 @@ class IndexKeeper:
         self.rebuilds += 1
         self.catalogue.close()
         if self._path is not None:
-            remove(self._path)
-        self.begin_with(Catalogue.open(self._path, self._mark))
+            with contextlib.suppress(OSError):
+                remove(self._path)
+        self.begin_with(self._opened())
 
     # ------------------------------------------------------------------ taking in, and making room
 
@@ -136,7 +146,7 @@ class IndexKeeper:
                     assert self._writing is not None
                     self._writing.left()
                     self._writing = self._flush = None
-                    self.trouble = ""
+                    self.trouble = self.trouble if self.catalogue.path is None else ""
                     break
         except sqlite3.OperationalError as error:
             self._not_written(error)

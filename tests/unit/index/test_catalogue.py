@@ -220,3 +220,12 @@ def test_disk_space_that_merged_segments_took_is_given_back(tmp_path: Path) -> N
     assert free <= max(64, pages // 4)
     [[last_seq, *_]] = keeper.of(0).states([Question("s", [], [])], 64, LOTS)[2]
     assert last_seq == len(log.messages["s"])
+
+
+def test_store_without_room_for_a_catalogue_serves_from_memory(tmp_path: Path) -> None:
+    log = Log(STEPS)
+    keeper = log.keeper(tmp_path / "not there")
+    log.index(keeper)
+    keeper.tidy(FOR_EVER, rest=True)
+    assert frames_read(log, keeper) == []
+    assert "unable to open" in keeper.status()["trouble"]

@@ -53,6 +53,7 @@ class Segments:
         self._database = catalogue.database
         there = {id for table in _TABLES for id in self._ids_in(table)}
         self._garbage = there - {segment.id for segment in catalogue.segments}
+        self._has_swept = True  # there may be free pages
         self._next_id = max((0, *there, *(segment.id for segment in catalogue.segments))) + 1
 
     def _ids_in(self, table: str) -> Iterator[int]:
@@ -114,10 +115,14 @@ class Segments:
                 self._database.execute(f"DELETE FROM {table} WHERE segment = ?{until}", arguments)
                 yield
         self._garbage.discard(segment)
+        self._has_swept = True
 
     def shrink(self) -> Job | None:
         """The giving back of disk space that no row needs; nothing if there is little."""
-        return self._shrink() if self._is_sparse() else None
+        if self._has_swept and self._is_sparse():
+            return self._shrink()
+        self._has_swept = False
+        return None
 
     def _is_sparse(self) -> bool:
         pages, free = (self._database.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count"))

@@ -19,7 +19,7 @@ from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_header,
 from trilogue.actors.protocol.messages import pack_records, unpack_records
 
 FRAME_BYTES_MAX = 1 << 30
-RUN = 1
+RUNS = 1, 6  # without keys and with
 FRAME, JOIN, FILL = 0, 8, 16
 Change = Callable[[list[Any]], list[Any]]
 
@@ -102,7 +102,7 @@ def without(session: str, seq: int) -> Change:
     def change(records: list[Any]) -> list[Any]:
         kept = []
         for record in records:
-            k = seq - record[4] if record[0] == RUN and record[1] == session else -1
+            k = seq - record[4] if record[0] in RUNS and record[1] == session else -1
             if 0 <= k < len(record[7]):
                 kept += [part for part in (_part(record, 0, k), _part(record, k + 1, len(record[7]))) if part[7]]
             else:
@@ -117,7 +117,7 @@ def with_bodies(session: str, bodies: dict[int, bytes]) -> Change:
 
     def change(records: list[Any]) -> list[Any]:
         for record in records:
-            if record[0] == RUN and record[1] == session:
+            if record[0] in RUNS and record[1] == session:
                 record[7] = [bodies.get(record[4] + k, body) for k, body in enumerate(record[7])]
         return records
 
@@ -127,7 +127,7 @@ def with_bodies(session: str, bodies: dict[int, bytes]) -> Change:
 def bodies_of(store: Path) -> dict[tuple[str, int], bytes]:
     """The bodies that stand on the store, by (session, seq)."""
     frames = [frame for holding in read_store(store).partitions.values() for frame in holding.frames]
-    runs = [record for frame in frames for record in frame.records if record[0] == RUN]
+    runs = [record for frame in frames for record in frame.records if record[0] in RUNS]
     return {(run[1], run[4] + k): body for run in runs for k, body in enumerate(run[7])}
 
 
@@ -142,5 +142,6 @@ def _records(path: Path) -> Iterator[tuple[Header, bytes]]:
 
 
 def _part(record: list[Any], start: int, end: int) -> list[Any]:
-    kind, session, sender_id, first_n, first_seq, stored_at, times, bodies = record
-    return [kind, session, sender_id, first_n + start, first_seq + start, stored_at, times[start:end], bodies[start:end]]
+    kind, session, sender_id, first_n, first_seq, stored_at, *lists = record  # times, bodies and, if it has any, keys
+    part = [items[start:end] for items in lists]
+    return [kind, session, sender_id, first_n + start, first_seq + start, stored_at, *part]

@@ -244,9 +244,6 @@ class SessionActor:
             case _:
                 raise ProtocolError("a message of unknown shape to a SessionActor")
 
-    def _is_credit(self, messages: int, size: int) -> bool:
-        return 0 <= messages <= self._limits.credit_messages_max and 0 <= size <= self._limits.wire_bytes_max
-
     def _give_up(self, connection: Connection, numbers: list[Any]) -> None:
         for item in numbers:
             match item:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench test check fault soak bugs clean help
+.PHONY: bench redis test check fault soak bugs clean help
 
 help:            ## what can be made here
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -13,7 +13,11 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	mkdir -p .typing && ln -sfn .. .typing/trilogue
+	tests/support/fetch_redis.sh .venv
 	touch $@
+
+redis: $(READY)  ## fetch redis-server and valkey-server for the tests and `bench redis-recipe`, if the set-up could not
+	tests/support/fetch_redis.sh .venv
 
 bench: $(READY)  ## set up, then measure the throughput on an embedded Ray, verified
 	$(BIN)/trilogue bench throughput

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
+from redis_server import new_server, redis_binary  # noqa: F401  (fixtures of every floor)
+
 # Machines are shared: a slow example is no failure. Derandomised, without a database: what passes here passes in a fresh clone.
 settings.register_profile(
     "trilogue", deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -1,20 +1,18 @@
-"""`trilogue bench …`: the commands, their options, and how they end.
+"""`trilogue bench …`: the commands, and the options that only one of them has.
 
 Owns the command line of the benchmarks. It must not know how anything is measured; what is heavy is imported when a
-command runs, so that `trilogue --help` stays quick. Exit codes: 0 measured and clean, 1 something was lost, duplicated,
-reordered or acked by the wrong one, or it could not be measured, 2 wrong usage. Errors are one line.
+command runs, so that `trilogue --help` stays quick.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trilogue.actors.protocol.errors import TrilogueError, UsageError
+from trilogue.actors.protocol.errors import UsageError
+from trilogue.bench.running import Address, BodyBytes, Data, Json, Messages, Partitions, Plot, Seed, Sessions, carry_out
 from trilogue.cluster.commands.cli import named_path
 
 if TYPE_CHECKING:
@@ -27,32 +25,6 @@ app = typer.Typer(
     help="Measure, and verify while measuring: lost, duplicated and reordered stand beside every rate.",
     no_args_is_help=True,
 )
-
-Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", parser=named_path, help="Write the result as one JSON object.")
-]
-Plot = Annotated[
-    Path | None, typer.Option("--plot", metavar="FILE", parser=named_path, help="Draw the result: a .png or .svg file.")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Fixes what is sent, and in which order.")]
-Address = Annotated[
-    str | None,
-    typer.Option("--address", metavar="HOST:PORT", help="Measure this running system instead of one of its own."),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", metavar="DIR", parser=named_path, help="Where the measured system keeps its files for as long as it runs."
-    ),
-]
-Messages = Annotated[int | None, typer.Option("--messages", metavar="N", help="How many messages are measured.")]
-Sessions = Annotated[int | None, typer.Option("--sessions", metavar="N", help="How many sessions they go to.")]
-
-Partitions = Annotated[int | None, typer.Option("--partitions", metavar="N", help="Partitions of the system (1).")]
-BodyBytes = Annotated[int | None, typer.Option("--body-bytes", metavar="N", help="Bytes of each body.")]
-
-Scenario = Callable[["Where", "Progress"], "Outcome"]
-Draw = Callable[["Outcome", Path], None]
 
 
 @app.command()
@@ -91,7 +63,7 @@ def throughput(
         run, floor = outcome.runs[0], outcome.runs[0].floor.histogram().curve_ms()
         plots.plot_throughput(outcome.result, run.histogram.curve_ms(), floor, _rates(outcome), path)
 
-    _run(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+    carry_out(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
 
 
 @app.command()
@@ -118,7 +90,7 @@ def latency(
         run, floor = outcome.runs[0], outcome.runs[0].floor.histogram().curve_ms()
         plots.plot_latency(outcome.result, run.histogram.curve_ms(), floor, path)
 
-    _run(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+    carry_out(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
 
 
 @app.command()
@@ -151,7 +123,7 @@ def scale(
 
         plots.plot_scale(outcome.result, path)
 
-    _run(scenario, draw, address=None, data=data, json=json, plot=plot, nodes=nodes)
+    carry_out(scenario, draw, address=None, data=data, json=json, plot=plot, nodes=nodes)
 
 
 @app.command()
@@ -188,7 +160,7 @@ def failover(
             acks = [[*felt.acks, *[None] * (strips.steps - len(felt.acks))] for felt in outages.felt]
             plots.plot_failover(outcome.result, acks, strips.step_ms, strips.before_ms, path)
 
-    _run(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+    carry_out(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
 
 
 @app.command()
@@ -225,7 +197,7 @@ def fanout(
             seed=seed,
         )
 
-    _run(scenario, _draw_reading, address=address, data=data, json=json, plot=plot)
+    carry_out(scenario, _draw_reading, address=address, data=data, json=json, plot=plot)
 
 
 @app.command()
@@ -253,7 +225,7 @@ def catchup(
             seed=seed,
         )
 
-    _run(scenario, _draw_reading, address=address, data=data, json=json, plot=plot)
+    carry_out(scenario, _draw_reading, address=address, data=data, json=json, plot=plot)
 
 
 @app.command(name="sessions")
@@ -286,7 +258,7 @@ def many_sessions(
 
         plots.plot_sessions(outcome.result, outcome.curves, path)
 
-    _run(scenario, draw, address=None, data=data, json=json, plot=plot)
+    carry_out(scenario, draw, address=None, data=data, json=json, plot=plot)
 
 
 def _draw_reading(outcome: Outcome, path: Path) -> None:
@@ -331,7 +303,7 @@ def replay(
         by_session = run.report.messages_by_session
         plots.plot_replay(outcome.result, by_session, _rates(outcome), run.histogram.curve_ms(), path)
 
-    _run(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+    carry_out(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
 
 
 @app.command()
@@ -349,76 +321,7 @@ def floor(seed: Seed = 1, data: Data = None, json: Json = None, plot: Plot = Non
         if outcome.floor is not None:
             plots.plot_floor(outcome.result, outcome.floor.histogram().curve_ms(), path)
 
-    _run(scenario, draw, address=None, data=data, json=json, plot=plot)
-
-
-def _run(
-    scenario: Scenario,
-    draw: Draw,
-    *,
-    address: str | None,
-    data: Path | None,
-    json: Path | None,
-    plot: Path | None,
-    partitions: int | None = None,
-    nodes: int = 1,
-) -> None:
-    """Check the files that will be written, measure, report, and end with the verdict."""
-    try:
-        outcome = _measure(scenario, address, data, json, plot, partitions, nodes)
-        _report(outcome, draw, json, plot)
-    except UsageError as error:
-        typer.echo(f"trilogue bench: {error}", err=True)
-        raise typer.Exit(2) from None
-    except TrilogueError as error:
-        typer.echo(f"trilogue bench: {error}", err=True)
-        raise typer.Exit(1) from None
-    raise typer.Exit(1 if outcome.result.failed else 0)
-
-
-def _measure(
-    scenario: Scenario,
-    address: str | None,
-    data: Path | None,
-    json: Path | None,
-    plot: Path | None,
-    partitions: int | None,
-    nodes: int,
-) -> Outcome:
-    from trilogue.bench.report import plots
-    from trilogue.bench.report.progress import Progress
-    from trilogue.bench.systems import Where
-
-    for option, file in (("--json", json), ("--plot", plot)):
-        # A run takes long: what cannot be written is found out before it.
-        if file is not None and not os.access(file.parent, os.W_OK):
-            raise UsageError(f"{option} {file}: {file.parent} is no directory that can be written")
-        if file is not None and file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
-            raise UsageError(f"{option} {file}: it is there already and cannot be written, or is no file")
-    if plot is not None:
-        plots.check_suffix(plot)
-    if address is not None and partitions is not None:
-        raise UsageError("--partitions is for a system of the benchmark's own: leave out --partitions, or leave out --address")
-    where = Where(address=address, data=data, partitions=1 if partitions is None else partitions, nodes=nodes)
-    with Progress() as progress:
-        return scenario(where, progress)
-
-
-def _report(outcome: Outcome, draw: Draw, json: Path | None, plot: Path | None) -> None:
-    from trilogue.bench.report import table as report
-    from trilogue.cluster.commands.paper import Paper
-
-    result = outcome.result
-    # The files first: whoever reads our output may have gone away.
-    if json is not None:
-        report.write_json(result, json)
-    if plot is not None:
-        draw(outcome, plot)
-    console = Paper(highlight=True)
-    report.show(result, console, outcome.examples)
-    for file in (json, plot):
-        if file is not None:
-            console.print(f"wrote {file}", style="dim", highlight=False, soft_wrap=True)
+    carry_out(scenario, draw, address=None, data=data, json=json, plot=plot)
 
 
 def _rates(outcome: Outcome) -> list[tuple[float, float]]:

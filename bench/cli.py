@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trilogue.actors.protocol.errors import UsageError
+from trilogue.bench.recipe.command import redis_recipe
 from trilogue.bench.running import Address, BodyBytes, Data, Json, Messages, Partitions, Plot, Seed, Sessions, carry_out
 from trilogue.cluster.commands.cli import named_path
 
@@ -322,6 +323,9 @@ def floor(seed: Seed = 1, data: Data = None, json: Json = None, plot: Plot = Non
             plots.plot_floor(outcome.result, outcome.floor.histogram().curve_ms(), path)
 
     carry_out(scenario, draw, address=None, data=data, json=json, plot=plot)
+
+
+app.command(name="redis-recipe")(redis_recipe)
 
 
 def _rates(outcome: Outcome) -> list[tuple[float, float]]:

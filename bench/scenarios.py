@@ -93,7 +93,7 @@ def throughput(
             kind="throughput",
             seed=seed,
             messages=messages,
-            warm_up_messages=_warm_up(messages),
+            warm_up_messages=warm_up_of(messages),
             sessions=sessions,
             body_bytes=body_bytes,
             outbox=file,
@@ -174,7 +174,7 @@ def fanout(
     settings = {"readers": readers, "processes": processes, "body_bytes": body_bytes, "offered_messages_per_s": rate or "all"}
     with system(where, progress) as running:
         load = Load(
-            kind="fanout", seed=seed, messages=messages, warm_up_messages=min(_warm_up(messages), 500), body_bytes=body_bytes,
+            kind="fanout", seed=seed, messages=messages, warm_up_messages=min(warm_up_of(messages), 500), body_bytes=body_bytes,
             messages_per_s=rate, readers=readers, processes=processes, settings=settings,
         )  # fmt: skip
         return _of_reading(measure("fanout", load, running, progress), readers, processes)
@@ -274,7 +274,7 @@ def scale(where: Where, progress: Progress, *, partitions: Sequence[int], messag
         burst_messages=SCALE_BURST_MESSAGES,
         seed=seed,
         messages=messages,
-        warm_up_messages=_warm_up(messages),
+        warm_up_messages=warm_up_of(messages),
         sessions=sessions,
         body_bytes=BODY_BYTES,
         settings=settings,
@@ -387,6 +387,6 @@ def _new_outbox(path: str | None) -> Iterator[str | None]:
             Path(f"{file}{beside}").unlink(missing_ok=True)
 
 
-def _warm_up(messages: int) -> int:
+def warm_up_of(messages: int) -> int:
     """Enough for connections, caches and interpreters to be warm, and never the greater part of a short run."""
     return min(WARM_UP_MESSAGES, max(1, messages // WARM_UP_SHARE))

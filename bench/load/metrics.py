@@ -35,9 +35,9 @@ class Histogram:
         """How many latencies were recorded."""
         return cast(int, self._counts.get_total_count())
 
-    def record_ns(self, span_ns: int) -> None:
-        """Count one latency."""
-        self._counts.record_value(min(max(1, round(span_ns / 1000)), HIGHEST_US))
+    def record_ns(self, span_ns: int, count: int = 1) -> None:
+        """Count one latency, which `count` messages had."""
+        self._counts.record_value(min(max(1, round(span_ns / 1000)), HIGHEST_US), count)
 
     def add(self, other: Histogram) -> None:
         """Count all that `other` has counted."""

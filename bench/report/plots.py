@@ -25,7 +25,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from trilogue.actors.protocol.errors import UsageError
-from trilogue.bench.report.schema import FailoverResult, Result, SessionsResult
+from trilogue.bench.report.schema import FailoverResult, RecipeResult, Result, SessionsResult
 from trilogue.bench.report.table import headline
 
 SUFFIXES = (".png", ".svg")
@@ -113,6 +113,26 @@ def plot_sessions(result: Result, curves: Mapping[str, Curve], path: Path) -> No
         left.grid(visible=False, axis="y")
         colours = (BLUE, AMBER)
         draw_percentiles(right, {name: (curve, colour) for (name, curve), colour in zip(curves.items(), colours, strict=True)})
+
+    _save(result, path, draw)
+
+
+def plot_recipe(result: Result, curves: Mapping[str, Curve], path: Path) -> None:
+    """Latency under load and of lonely messages by percentile, and what the crashes of the second run cost."""
+
+    def draw(figure: Figure) -> None:
+        assert isinstance(result, RecipeResult)
+        crash = result.crash
+        left, *right = figure.subplots(1, 2, width_ratios=(3, 2)) if crash else [figure.subplots()]
+        colours = (BLUE, AMBER)
+        draw_percentiles(left, {name: (curve, colour) for (name, curve), colour in zip(curves.items(), colours, strict=True)})
+        if crash is not None:
+            names, counts = ("kills of the sender", "lost for good", "holes"), (crash.kills, crash.lost_for_good, crash.holes)
+            bars = right[0].barh(names, counts, color=(QUIET, RED, AMBER))
+            right[0].bar_label(bars, padding=3)
+            right[0].set(title="Second run: what kills cost", xlabel=f"of {crash.messages:,} messages")
+            right[0].invert_yaxis()
+            right[0].grid(visible=False, axis="y")
 
     _save(result, path, draw)
 

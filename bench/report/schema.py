@@ -205,6 +205,51 @@ class SessionsResult(Result):
     read_back_messages: int
 
 
+class CrashFigures(_Strict):
+    """What kills of the recipe's sender cost: `kills_between` exactly between SET NX and XADD, the others at random.
+
+    `lost_for_good` of the `messages` are in no stream, while their dedupe key says that they are: a retry is answered
+    "duplicate" (`told_duplicate` were). `lost_between` are those of the exact kills. `holes` are numbers that no message has.
+    """
+
+    kills: int
+    kills_between: int
+    messages: int
+    told_duplicate: int
+    lost_for_good: int
+    lost_between: int
+    holes: int
+
+
+class Beside(_Strict):
+    """trilogue's own figures for the same load, measured right after it, and verified."""
+
+    messages_per_s: float
+    latency_ms: LatencyMs
+    lonely_ms: LatencyMs
+    cpu_us_per_message: CpuUs
+
+
+class RecipeResult(Result):
+    """What `--json` writes for `redis-recipe`. `server` names the Redis. `latency_ms` is that of batches, `lonely_ms` that of
+    one message at a time. Of the processor time, `store` is that of all Redis servers; there is no session's: 0.
+
+    `crash` is the second run, null if it was left out; its losses do not make the run a failed one. `unexplained` counts what
+    no crash of a sender can have done, which does. `trilogue` is null unless it was asked for.
+    """
+
+    server: str
+    lonely_ms: LatencyMs
+    crash: CrashFigures | None
+    unexplained: int
+    trilogue: Beside | None
+
+    @property
+    def failed(self) -> bool:
+        """As for every run; or the second run is not to be believed."""
+        return super().failed or self.unexplained > 0
+
+
 def spread(values: Sequence[float]) -> Spread:
     """Median (of an even number, the higher of the two in the middle: it occurred, and it does not flatter) and longest."""
     ordered = sorted(values)

@@ -15,7 +15,15 @@ from rich.text import Text
 
 from trilogue.actors.protocol.errors import UsageError, counted
 from trilogue.bench.report.machine import machine_line
-from trilogue.bench.report.schema import CatchupResult, CpuUs, FailoverResult, ReadingResult, Result, SessionsResult
+from trilogue.bench.report.schema import (
+    CatchupResult,
+    CpuUs,
+    FailoverResult,
+    ReadingResult,
+    RecipeResult,
+    Result,
+    SessionsResult,
+)
 
 ROLES = ("client", "session", "store")
 VICTIMS = {"session": "the partition's SessionActor", "store": "a store of the partition", "supervisor": "the Supervisor"}
@@ -49,6 +57,8 @@ def headline(result: Result) -> Text:
     verdict = f"lost {result.lost}, duplicated {result.duplicated}, reordered {result.reordered}"
     if isinstance(result, FailoverResult):
         verdict += f", stale acks {result.stale_acks}"
+    if isinstance(result, RecipeResult) and result.unexplained:
+        verdict += f", and {result.unexplained} that no crash explains"
     if result.failed:
         return Text(f"FAILED: {verdict} of {counted(result.messages, 'message')}. No figure of this run counts.", "bold red")
     answer = Text(_answer(result), "bold green")
@@ -122,6 +132,8 @@ def _table(result: Result) -> Table:
         _add_deliveries(table, result)
     if isinstance(result, SessionsResult):
         _add_sessions(table, result)
+    if isinstance(result, RecipeResult):
+        _add_recipe(table, result)
     table.add_row(
         "rate",
         f"{result.messages_per_s:,.0f} messages/s",
@@ -138,7 +150,11 @@ def _table(result: Result) -> Table:
             f"{result.floor.messages_per_s:,.0f} messages/s",
             f"{result.floor.latency_ms_p50:.3f} ms p50, in this run",
         )
-        table.add_row("processor", _us(result.cpu_us_per_message.total), _by_role(result.cpu_us_per_message))
+        cpu = result.cpu_us_per_message
+        shares = _by_role(cpu)
+        if isinstance(result, RecipeResult):
+            shares = ", ".join(f"{who} {_us(used)}" for who, used in (("client", cpu.client), ("Redis", cpu.store)))
+        table.add_row("processor", _us(cpu.total), shares)
     return table
 
 
@@ -175,6 +191,27 @@ def _add_sessions(table: Table, result: SessionsResult) -> None:
     for name, latency in (("history", result.cold_history_ms), ("send", result.cold_send_ms)):
         what = f"p99 {latency.p99:.2f}, longest {latency.max:.2f}; the first of {result.asked_sessions:,} cold sessions"
         table.add_row(f"cold {name}", f"{latency.p50:.2f} ms p50", what)
+
+
+def _add_recipe(table: Table, result: RecipeResult) -> None:
+    lonely, crash, own = result.lonely_ms, result.crash, result.trilogue
+    wait = result.settings["wait"]
+    what = "one server" if not wait else f"a primary and {counted(wait, 'replica')}, WAIT {wait}"
+    table.add_row("server", result.server, f"{what}; appendonly yes, appendfsync always")
+    if crash is not None:
+        at_random = crash.kills - crash.kills_between
+        where = f"{crash.lost_between} by {crash.kills_between} kills between SET NX and XADD"
+        rest = f"{crash.lost_for_good - crash.lost_between} by {at_random} at random"
+        loss = Text(f"{crash.lost_for_good} lost for good", "bold red" if crash.lost_for_good else "green")
+        table.add_row("crashes", loss, f"{where}, {rest}; of {counted(crash.messages, 'message')}, second run")
+        table.add_row("", counted(crash.holes, "hole"), "in the numbering: INCR was done, and nothing added")
+    table.add_row("one in flight", f"{lonely.p50:.2f} ms p50", f"p99 {lonely.p99:.2f}, p99.9 {lonely.p999:.2f}")
+    if own is not None:
+        table.add_row(
+            "trilogue",
+            f"{own.messages_per_s:,.0f} messages/s",
+            f"the same load, three copies; one in flight {own.lonely_ms.p50:.2f} ms p50, p99 {own.lonely_ms.p99:.2f}",
+        )
 
 
 def _add_deliveries(table: Table, result: ReadingResult) -> None:

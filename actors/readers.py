@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
-from trilogue.actors.protocol.errors import InvalidRange, Unavailable
+from trilogue.actors.protocol.errors import HistoryTrimmed, InvalidRange, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import Run, unpack_record
 from trilogue.actors.protocol.subscriptions import (
@@ -27,20 +27,22 @@ from trilogue.actors.protocol.subscriptions import (
     Credited,
     Deliver,
     Effect,
+    End,
     Freed,
+    PageGone,
     PageRead,
     ReadPage,
     Subscribed,
     Subscriptions,
 )
-from trilogue.actors.protocol.vocabulary import DELIVER, Code
+from trilogue.actors.protocol.vocabulary import DELIVER, Code, Say
 from trilogue.actors.pump import spawn
 from trilogue.actors.wire import Connection, Refused, pack_item, pack_items
 
 READ_AGAIN_S = 0.2
 
-Page = Callable[[str, int, int, int], Awaitable[list[Any]]]
-"""(session, after, messages, bytes) -> records, as a store sends them."""
+Page = Callable[[str, int, int, int], Awaitable[list[Any] | int]]
+"""(session, after, messages, bytes) -> records, as a store sends them; the first seq that is left, if these were trimmed."""
 
 Load = Callable[[list[str], Callable[[list[int]], None]], Awaitable[None]]
 """(sessions, what to do with the last readable seq of each, as soon as all are known)"""
@@ -121,8 +123,17 @@ class Readers:
                     self._draining.add(connection)
                     self._subscriptions.handle(Blocked(connection))
                     spawn(self._free(connection), "a full connection")
+            elif isinstance(effect, End):
+                self._end(effect)
             else:
                 spawn(self._read_page(effect), "page for subscriptions")
+
+    @staticmethod
+    def _end(end: End) -> None:
+        connection, number, session, first_available = end
+        assert isinstance(connection, Connection)
+        text = str(HistoryTrimmed(session, first_available))
+        connection.send([Say.ENDED, number, Code.TRIMMED, text, session, first_available])
 
     async def _free(self, connection: Connection) -> None:
         await connection.drained()
@@ -134,6 +145,9 @@ class Readers:
         while self._subscriptions.awaits(session, after):
             try:
                 raw = await self._page(session, after, page.messages, page.size_bytes)
+                if isinstance(raw, int):
+                    self._run(self._subscriptions.handle(PageGone(session, after, raw)))
+                    return
                 runs = [run for run in map(unpack_record, raw) if isinstance(run, Run)]
                 await self._load([session], partial(self._page_read, session, after, runs))
                 return

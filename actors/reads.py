@@ -1,4 +1,4 @@
-"""What readers ask a SessionActor for: pages of a history, newest seqs, subscriptions (design §9).
+"""What readers ask a SessionActor for: pages of a history, newest seqs, subscriptions, and trims (design §9).
 
 Owns the checks of these requests and their answers. It must not know how sessions are numbered: how far one may be read it is
 told (`Wanted`), whether the session was in memory or not. Rules:
@@ -8,17 +8,21 @@ told (`Wanted`), whether the session was in memory or not. Rules:
    It takes credit from the moment on at which it is asked for: a client gives more before it has the answer.
 3. At most `loads_at_once_max` requests wait for cold sessions at any time, each for at most `subscribe_sessions_max`; others
    queue behind them, but for those whose sessions are in memory.
+4. A page that begins with a trimmed message is answered with where the session begins now. The newest messages are those that
+   are there. A trim is answered when it is committed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from trilogue.actors.protocol.errors import InvalidRange, InvalidSession, ProtocolError, Unavailable, UsageError
 from trilogue.actors.protocol.ids import check_session
 from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.messages import TRIM, Floor, Trim
 from trilogue.actors.protocol.submissions import Wanted
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.pump import spawn
@@ -27,6 +31,9 @@ from trilogue.actors.server import answer_later
 from trilogue.actors.wire import Connection
 
 T = TypeVar("T")
+
+Note = Callable[[Trim | Floor], Awaitable[None]]
+"""Put it into the log; done when it is committed."""
 
 
 class Reads:
@@ -40,8 +47,9 @@ class Reads:
         is_hot: Callable[[str], bool],
         want: Callable[[Wanted], None],
         page: Page,
+        note: Note,
     ) -> None:
-        self._limits, self._readers, self._want, self._page = limits, readers, want, page
+        self._limits, self._readers, self._want, self._page, self._note = limits, readers, want, page, note
         self._owns, self._is_hot = owns, is_hot
         self._loading = asyncio.Semaphore(limits.loads_at_once_max)
         self._beginning: set[tuple[Connection, int, int]] = set()  # subscriptions whose sessions are being looked up
@@ -56,6 +64,9 @@ class Reads:
                 case Say.NEWEST, [session, last]:
                     self._check_read(session, 0, last)
                     answer_later(connection, request, lambda: self._history(session, None, last))
+                case Say.TRIM, [session, before]:
+                    self._check_read(session, before, 1)
+                    answer_later(connection, request, lambda: self._trim(session, before))
                 case Say.HEADS, [list(sessions)]:
                     self._check_heads(sessions)
                     answer_later(connection, request, lambda: self._heads(sessions))
@@ -108,11 +119,23 @@ class Reads:
     async def _history(self, session: str, after: int | None, limit: int) -> list[Any]:
         """A page after that seq; None: the newest."""
         [head] = await self.load([session], lambda heads: heads)
-        if after is None:
-            after = max(0, head - limit)
-        if after >= head:
+        start = max(0, head - limit) if after is None else after
+        if start >= head:
             return [[], head]
-        return [await self._page(session, after, min(limit, head - after), self._limits.history_bytes_max), head]
+        size = self._limits.history_bytes_max
+        page = await self._page(session, start, min(limit, head - start), size)
+        if isinstance(page, int) and after is None:
+            page = await self._page(session, page - 1, limit, size) if page <= head else []
+        return [page, head]
+
+    async def _trim(self, session: str, before: int) -> int:
+        """Let the messages below `before` be gone; where the session begins then."""
+        [head] = await self.load([session], lambda heads: heads)
+        if not 0 < before <= head + 1:
+            raise InvalidRange(f"before={before}: session {session!r} has {head} messages, so 1 to {head + 1}")
+        await self._note(Trim(TRIM, session, before, time.time_ns() // 1000))
+        page = await self._page(session, 0, 1, 1) if head else []
+        return page if isinstance(page, int) else 1
 
     async def _heads(self, sessions: list[str]) -> list[int]:
         heads: list[int] = []

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from trilogue.actors.protocol.errors import Corrupt, TrilogueError
+from trilogue.actors.protocol.errors import Corrupt, TrilogueError, UsageError
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.vocabulary import Code
 from trilogue.actors.pump import spawn
@@ -85,6 +85,8 @@ def answer_later(connection: Connection, request: int, work: Callable[[], Any]) 
     async def answer() -> None:
         try:
             connection.reply(request, await work())
+        except UsageError as error:
+            connection.refuse(request, Code.INVALID_RANGE, str(error))
         except Corrupt as error:
             connection.refuse(request, Code.CORRUPT, str(error))
         except TrilogueError as error:

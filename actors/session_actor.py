@@ -23,16 +23,18 @@ from typing import Any
 from trilogue.actors.config import AddressBook, SessionConfig
 from trilogue.actors.lookups import Lookups
 from trilogue.actors.protocol.errors import ProtocolError, Unavailable
-from trilogue.actors.protocol.messages import Record, pack_records, unpack_record
+from trilogue.actors.protocol.messages import Floor, Numbered, Trim, pack_records, unpack_record
 from trilogue.actors.protocol.sequencer import Sequencer
 from trilogue.actors.protocol.submissions import (
     Answered,
+    Done,
     Effect,
     Event,
     GivenUp,
     Loaded,
     LookedUp,
     LookUp,
+    Noted,
     Readable,
     Recalled,
     Refused,
@@ -44,6 +46,7 @@ from trilogue.actors.pump import guarded, settle_process, spawn
 from trilogue.actors.readers import Readers
 from trilogue.actors.reads import Reads
 from trilogue.actors.replicated_log import ReplicatedLog
+from trilogue.actors.retention import Retention
 from trilogue.actors.server import Server, answer_later, listen_preferring
 from trilogue.actors.wire import Connection
 from trilogue.actors.wire import Refused as RequestRefused
@@ -61,7 +64,7 @@ class SessionActor:
         self._readers = Readers(config.limits, lambda sessions, then: self._reads.load(sessions, then), self._page)
         self._reads = Reads(
             config.limits, self._readers, lambda session: self._sequencer.owns(session),
-            lambda session: self._sequencer.is_hot(session), self._handle, self._page,
+            lambda session: self._sequencer.is_hot(session), self._handle, self._page, self._note,
         )  # fmt: skip
         self._info = {"role": "session", "name": config.name, "cluster": config.cluster_id, "pid": os.getpid()}
         self._server = Server(
@@ -70,6 +73,7 @@ class SessionActor:
         )  # fmt: skip
         self._log = ReplicatedLog(config, book, self, lambda: self._server.address)
         self._lookups = Lookups(self._log, self._looked_up)
+        self._retention = Retention(config, self._old, self._note)
         self._loop = asyncio.get_running_loop()
         self._open = False
         self._waiting_text = SPARE
@@ -116,6 +120,7 @@ class SessionActor:
             "connections": len(self._server.connections),
             "subscriptions": self._readers.count,
             "waiting_bytes": self._sequencer.waiting_bytes,
+            "floor": self._retention.floor,
         }
 
     @property
@@ -134,6 +139,7 @@ class SessionActor:
         clock = await self._lookups.clock_at_end(upto, self.log_waits)
         self._sequencer = Sequencer(self._partition, self._config.partitions, self._limits, upto, clock)
         self._open = True
+        spawn(self._retention.run(), "retention")
         self._log.reached("open")
         self.log_waits(self._log.why_waiting())
         self._schedule_idle()
@@ -296,8 +302,20 @@ class SessionActor:
         route["addresses"] = sorted({*route["addresses"], *self._log.store_addresses, self._server.address})
         return route
 
-    async def _page(self, session: str, after: int, limit: int, size: int) -> list[Any]:
-        page: list[Any] = await self._log.ask(Say.RUNS, self._partition, self._log.committed, session, after, limit, size)
+    async def _note(self, record: Trim | Floor) -> None:
+        """Put it into the log; returns when it is committed."""
+        committed: asyncio.Future[None] = self._loop.create_future()
+        self._handle(Noted(committed, record))
+        self._schedule_cut()
+        await committed
+
+    async def _old(self, before_us: int, size: int) -> int:
+        """The frame up to which the log is older than this, or has more bytes behind it."""
+        upto: int = await self._log.ask(Say.OLD, self._partition, self._log.committed, before_us, size)
+        return upto
+
+    async def _page(self, session: str, after: int, limit: int, size: int) -> list[Any] | int:
+        page: list[Any] | int = await self._log.ask(Say.RUNS, self._partition, self._log.committed, session, after, limit, size)
         return page
 
     # ------------------------------------------------------------------ effects
@@ -328,18 +346,21 @@ class SessionActor:
                 self._lookups.look_up(effect)
             elif isinstance(effect, Loaded):
                 effect.waiter(effect.heads)
+            elif isinstance(effect, Done):
+                if not effect.waiter.done():
+                    effect.waiter.set_result(None)
             else:
                 spawn(self._recall(effect.retry), "recall")
 
     async def _recall(self, retry: Retry) -> None:
         """What the log holds of a retry's numbers, out of a store."""
-        records: list[Record] | None
+        records: list[Numbered] | None
         try:
             raw = await self._log.ask(
                 Say.RECALL, self._partition, self._log.committed,
                 retry.session, retry.sender_id, retry.first_n, retry.last_n,
             )  # fmt: skip
-            records = [unpack_record(item) for item in raw]
+            records = [record for record in map(unpack_record, raw) if not isinstance(record, Trim | Floor)]
         except (Unavailable, RequestRefused):
             records = None
         self._handle(Recalled(retry, records))

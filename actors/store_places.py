@@ -114,6 +114,16 @@ class FramePlaces:
                 end = offset + size
         return found
 
+    def before_last(self, upto: int, floor: int, bytes_max: int) -> int:
+        """The lowest index, not below `floor`, behind which the frames up to `upto` take `bytes_max` at most."""
+        with self._lock:
+            while upto > floor and upto >= self.base:
+                bytes_max -= self._chain[upto - self.base].size
+                if bytes_max < 0:
+                    return upto
+                upto -= 1
+        return floor
+
     def take(self, index: int, position: Position) -> None:
         """A frame of the chain; it supersedes what stood there and after it."""
         if index != self.last_index + 1:

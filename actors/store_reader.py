@@ -31,21 +31,22 @@ from time import monotonic
 from typing import Any
 
 from trilogue.actors.index.catalogue import CatalogueDamaged
-from trilogue.actors.index.entries import Place
+from trilogue.actors.index.entries import Place, sender_crc
 from trilogue.actors.index.keeper import IndexKeeper
-from trilogue.actors.index.partition import PartitionIndex
+from trilogue.actors.index.partition import PartitionIndex, ReadRecord
 from trilogue.actors.journal import Journal
 from trilogue.actors.journal.files import summary_path
 from trilogue.actors.journal.summary import summarise
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.submissions import Question
+from trilogue.actors.protocol.thinning import find_record, last_stored
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.store_places import FramePlaces
 
 logger = logging.getLogger(__name__)
 
-READS = (Say.FRAMES, Say.STATES, Say.RUNS, Say.RECALL)
+READS = (Say.FRAMES, Say.STATES, Say.RUNS, Say.RECALL, Say.OLD)
 SLICE_S = 0.001
 """How long the thread works on indexes before others may have it: an append that comes meanwhile waits for it."""
 ASKED_SLICE_S = 0.25
@@ -110,6 +111,8 @@ class StoreReader:
                 return lambda: self._ask(
                     partition, upto, lambda index, read: index.runs(session, after, limit, page_bytes, read)
                 )
+            case Say.OLD, [int(partition), int(upto), int(before_us), int(size)]:
+                return lambda: self._ask(partition, upto, lambda index, _: self._old(index, upto, before_us, size))
             case Say.RECALL, [int(partition), int(upto), str(session), str(sender_id), int(first_n), int(last_n)]:
                 return lambda: self._ask(
                     partition, upto, lambda index, read: index.recall(session, sender_id, first_n, last_n, read)
@@ -191,7 +194,7 @@ class StoreReader:
         self._asked_for.discard(partition)
         return False
 
-    def _ask(self, partition: int, upto: int, query: Callable[[PartitionIndex, Callable[[Place], bytes]], Any]) -> Any:
+    def _ask(self, partition: int, upto: int, query: Callable[[PartitionIndex, ReadRecord], Any]) -> Any:
         """Ask the partition's index, with every frame in it up to `upto`, which its writer vouches for."""
         places = self._places.get(partition)
         if places is not None and places.base != 1:
@@ -227,12 +230,34 @@ class StoreReader:
             raise Unavailable(f"this store does not hold frame {index} of partition {partition} any more: ask another one")
         return self._read(partition, index, lambda: self._journal.read(position))
 
-    def _record(self, partition: int, place: Place) -> bytes:
+    def _record(self, partition: int, session: str, place: Place) -> bytes:
         position = self._places[partition].at(place.frame_index)
         if position is None:
             raise Unavailable(f"this store does not hold frame {place.frame_index} any more: ask another one")
-        part = position, place.offset, place.size, place.crc
-        return self._read(partition, place.frame_index, lambda: self._journal.read_part(*part))
+        if place.offset + place.size <= position.size:
+            with contextlib.suppress(Corrupt):
+                return self._journal.read_part(position, place.offset, place.size, place.crc)
+        frame = self._frame(partition, place.frame_index)  # damaged, or thin by now: then its records lie elsewhere in it
+        record = find_record(frame, session, place.sender, place.first_n, sender_crc)
+        if record is None:
+            raise CatalogueDamaged(f"frame {place.frame_index} does not hold what its entry says of session {session!r}")
+        return record
+
+    def _old(self, index: PartitionIndex, upto: int, before_us: int, bytes_max: int) -> int:
+        """The last frame up to `upto` that holds nothing stored since `before_us`, or behind which lie `bytes_max` bytes."""
+        partition, floor = index.partition, index.recent.floor
+        low, high = floor, upto  # `low` is old; what lies behind `high` is not
+        while low < high:
+            middle = at = (low + high + 1) // 2
+            stored_at_us = None
+            while at > low and stored_at_us is None:  # an empty frame is as old as the one before it
+                stored_at_us = last_stored(self._frame(partition, at))
+                at -= 1
+            if stored_at_us is None or stored_at_us < before_us:
+                low = middle
+            else:
+                high = middle - 1
+        return max(low, self._places[partition].before_last(upto, floor, bytes_max))
 
     def _read(self, partition: int, index: int, read: Callable[[], bytes]) -> bytes:
         try:

@@ -15,10 +15,12 @@ journal. Used by one thread. Rules:
    `index_merge_segments_max` of a level.
 
     identity  mark: what rule 1 compares
-    segments  id -> partition, level, upto, frame_crc (of the frame at `upto`), last_stored_at_us
+    segments  id -> partition, level, upto, frame_crc (of the frame at `upto`), last_stored_at_us, floor (messages in frames up
+              to it are gone)
     parts     (segment, session, first_seq, at) -> last_seq, entries: up to `PART_ENTRIES` of them, packed (``entries``)
     senders   (segment, session, sender_id, first_n) -> last_n, and in which part these numbers are
     keys      (segment, session, key, seq) -> stored_at_us, digest: the idempotency keys of the session's messages
+    trims     (segment, session, before): the session's messages below this seq are gone
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from trilogue.actors.index.entries import Part, Place, sender_crc
 from trilogue.actors.protocol.keys import KnownKey
 
 FILE: Final = "index.db"
-FORMAT: Final = 2
+FORMAT: Final = 3
 PAGE_BYTES: Final = 8192
 CACHE_KIB: Final = 8192
 PART_ENTRIES: Final = 40
@@ -44,7 +46,7 @@ PART_ENTRIES: Final = 40
 _SCHEMA: Final = (
     "CREATE TABLE identity (mark TEXT NOT NULL) STRICT",
     "CREATE TABLE segments (id INTEGER PRIMARY KEY, partition INTEGER NOT NULL, level INTEGER NOT NULL, upto INTEGER NOT NULL,"
-    " frame_crc INTEGER NOT NULL, last_stored_at_us INTEGER NOT NULL, crc INTEGER NOT NULL) STRICT",
+    " frame_crc INTEGER NOT NULL, last_stored_at_us INTEGER NOT NULL, floor INTEGER NOT NULL, crc INTEGER NOT NULL) STRICT",
     "CREATE TABLE parts (segment INTEGER NOT NULL, session TEXT NOT NULL, first_seq INTEGER NOT NULL, at INTEGER NOT NULL,"
     " last_seq INTEGER NOT NULL, entries BLOB NOT NULL, crc INTEGER NOT NULL,"
     " PRIMARY KEY (segment, session, first_seq, at)) STRICT, WITHOUT ROWID",
@@ -54,6 +56,8 @@ _SCHEMA: Final = (
     "CREATE TABLE keys (segment INTEGER NOT NULL, session TEXT NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL,"
     " stored_at_us INTEGER NOT NULL, digest BLOB NOT NULL, crc INTEGER NOT NULL,"
     " PRIMARY KEY (segment, session, key, seq)) STRICT, WITHOUT ROWID",
+    "CREATE TABLE trims (segment INTEGER NOT NULL, session TEXT NOT NULL, before INTEGER NOT NULL, crc INTEGER NOT NULL,"
+    " PRIMARY KEY (segment, session, before)) STRICT, WITHOUT ROWID",
 )
 _SEGMENTS_WITH: Final = (
     "SELECT id FROM segments WHERE partition = ?1 AND EXISTS"
@@ -90,6 +94,18 @@ _NEWEST_OF_KEY: Final = (
 _SOME_KEYS: Final = (
     "SELECT key, seq, stored_at_us, digest, crc FROM keys WHERE segment = ? AND session = ? ORDER BY key, seq LIMIT ?"
 )
+_TRIMS: Final = (
+    "SELECT before, trims.crc FROM segments JOIN trims ON segment = id AND session = ?2 WHERE partition = ?1"
+    " ORDER BY before DESC LIMIT 1"
+)
+_TRIMMED_BEHIND: Final = (
+    "SELECT session, max(before) FROM segments JOIN trims ON segment = id WHERE partition = ? AND session > ?"
+    " GROUP BY session ORDER BY session LIMIT ?"
+)
+_FIRST_BEHIND: Final = (
+    "SELECT first_seq, at, last_seq, entries, crc FROM parts WHERE segment = ?1 AND session = ?2 AND first_seq >= coalesce("
+    "(SELECT max(first_seq) FROM parts WHERE segment = ?1 AND session = ?2 AND at <= ?3), 0) ORDER BY first_seq, at"
+)
 _ABOVE_ALL_NAMES: Final = chr(0x10FFFF) * 2
 
 
@@ -106,6 +122,7 @@ class Segment(NamedTuple):
     upto: int
     frame_crc: int
     last_stored_at_us: int
+    floor: int
 
     @property
     def row(self) -> tuple[int, ...]:
@@ -222,6 +239,26 @@ class Catalogue:
                 for place in self._part(session, part).places():
                     if place.sender == crc and place.first_n <= last_n and place.last_n >= first_n:
                         yield place
+
+    def trimmed(self, partition: int, session: str) -> int:
+        """The session's messages below this seq are gone, as trims say; 0 if there was none."""
+        row = self._one(_TRIMS, partition, session)
+        if row is None:
+            return 0
+        before, crc = row
+        if crc_of(session, before) != crc:
+            raise CatalogueDamaged(f"a trim of session {session!r} fails its CRC")
+        return int(before)
+
+    def trimmed_sessions(self, partition: int, after: str, count: int) -> list[tuple[str, int]]:
+        """Sessions that were trimmed, in the order of their names behind `after`, `count` at most: each with its `trimmed`."""
+        return self.database.execute(_TRIMMED_BEHIND, (partition, after, count)).fetchall()
+
+    def parts_behind(self, segments: list[int], session: str, at: int) -> Iterator[Part]:
+        """The session's entries in these segments, from the part on in which those begin that lie behind the place `at`."""
+        for segment in segments:
+            for row in self.database.execute(_FIRST_BEHIND, (segment, session, at)):
+                yield self._part(session, row)
 
     def key(self, segments: list[int], session: str, key: str) -> KnownKey | None:
         """The newest message of the session that has this key."""

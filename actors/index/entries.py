@@ -18,7 +18,7 @@ from zlib import crc32
 _ENTRY: Final = struct.Struct("<QQQIIII")
 ENTRY_BYTES: Final = _ENTRY.size
 _FIRST_SEQ: Final = struct.Struct("<Q")
-_POSITION_BITS: Final = 24  # more than a frame has bytes
+POSITION_BITS: Final = 24  # more than a frame has bytes
 
 _new = tuple.__new__
 
@@ -46,7 +46,7 @@ class Place(NamedTuple):
     @property
     def at(self) -> int:
         """Its place in the log as one number, which rises from record to record."""
-        return self.frame_index << _POSITION_BITS | self.offset
+        return self.frame_index << POSITION_BITS | self.offset
 
 
 class Part(NamedTuple):

@@ -8,10 +8,13 @@ time to write. Used by one thread. Rules:
    each frame is in exactly one of them.
 3. No hole is passed over: runs that do not follow each other break an invariant, or are the catalogue's damage.
 4. Records are compared with what was asked for after they were read: an entry only says where one should be.
+5. What trims say of the frames that are in is gone: it is not read any more, though its numbers are. Where a session begins now
+   is told instead of a page (`runs`).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -19,9 +22,9 @@ from typing import Any
 import msgpack
 
 from trilogue.actors.index.catalogue import Catalogue, CatalogueDamaged
-from trilogue.actors.index.entries import Part, Place
+from trilogue.actors.index.entries import POSITION_BITS, Part, Place
 from trilogue.actors.index.recent import Recent, RecentSession
-from trilogue.actors.protocol.messages import Record, Run, part_of, unpack_record
+from trilogue.actors.protocol.messages import KEYED, Floor, Gone, Numbered, Run, Trim, part_of, unpack_record
 from trilogue.actors.protocol.submissions import Question
 
 STATE_ITEM_BYTES = 24
@@ -34,8 +37,8 @@ KEYS_WHOLE = 64
 ReadFrame = Callable[[int], bytes]
 """Reads and verifies the whole frame of an index."""
 
-ReadRecord = Callable[[Place], bytes]
-"""Reads the bytes of one record."""
+ReadRecord = Callable[[str, Place], bytes]
+"""Reads the bytes of one record of a session."""
 
 
 class PartitionIndex:
@@ -45,7 +48,7 @@ class PartitionIndex:
         self.partition = partition
         self._catalogue = catalogue
         newest = catalogue.newest(partition)
-        self.recent = Recent(newest.upto, newest.last_stored_at_us) if newest is not None else Recent(0, 0)
+        self.recent = Recent(newest.upto, newest.last_stored_at_us, newest.floor) if newest is not None else Recent(0, 0)
         self.leaving: Recent | None = None  # it is being written to the catalogue
 
     @property
@@ -68,7 +71,7 @@ class PartitionIndex:
         """What is recent is written to the catalogue from now on, and something new begins."""
         assert self.leaving is None
         self.leaving = self.recent
-        self.recent = Recent(self.leaving.upto, self.leaving.last_stored_at_us)
+        self.recent = Recent(self.leaving.upto, self.leaving.last_stored_at_us, self.leaving.floor)
         return self.leaving
 
     def left(self) -> None:
@@ -143,14 +146,23 @@ class PartitionIndex:
 
     # ------------------------------------------------------------------ runs
 
-    def runs(self, session: str, after: int, limit: int, bytes_max: int, read: ReadRecord) -> list[Run]:
-        """The session's messages after `after`, in seq order without a hole: `limit` at most, and about `bytes_max` bytes."""
+    def runs(self, session: str, after: int, limit: int, bytes_max: int, read: ReadRecord) -> list[Run] | int:
+        """The session's messages after `after`, in seq order without a hole: `limit` at most, and about `bytes_max` bytes.
+
+        If the first of them is gone: the lowest seq that is not.
+        """
         found: list[Run] = []
         size, next_seq = 0, after + 1
+        if next_seq < self._trimmed(session):
+            return self.first_available(session)
         for place in self._places_from(session, next_seq):
             if limit <= 0 or size >= bytes_max:
                 break
-            run = unpack_record(msgpack.unpackb(read(place), raw=False))
+            if place.frame_index <= self.recent.floor:
+                return self.first_available(session)
+            run = unpack_record(msgpack.unpackb(read(session, place), raw=False))
+            if isinstance(run, Gone):  # the trim lies behind what this asker knows of
+                return run.first_seq + run.messages
             if not isinstance(run, Run) or (run.session, run.first_seq) != (session, place.first_seq):
                 raise CatalogueDamaged(f"another record lies where seq {place.first_seq} of session {session!r} should be")
             count = min(limit, run.first_seq + len(run.bodies) - next_seq)
@@ -182,20 +194,88 @@ class PartitionIndex:
         for entry in memory:
             yield entry.part
 
+    # ------------------------------------------------------------------ what is gone
+
+    def _trimmed(self, session: str) -> int:
+        """What trims of this session say: its messages below this seq are gone."""
+        memory = (recent.trims.get(session, 0) for recent in (self.leaving, self.recent) if recent is not None)
+        return max(self._catalogue.trimmed(self.partition, session), *memory)
+
+    def first_available(self, session: str) -> int:
+        """The lowest seq of the session that is not gone: of its next message, if all are."""
+        trimmed, floor = max(1, self._trimmed(session)), self.recent.floor
+        if not floor:
+            return trimmed
+        at = (floor + 1 << POSITION_BITS) - 1  # behind it nothing is gone with the floor
+        segments = [one.id for one in self._catalogue.segments if one.partition == self.partition and one.upto > floor]
+        for part in chain(
+            self._catalogue.parts_behind(segments, session, at), (entry.part for entry in self._in_memory(session))
+        ):
+            first = bisect_right(range(len(part)), at, key=lambda k: part.place(k).at)
+            for place in map(part.place, range(first, len(part))):
+                if place.messages:
+                    return max(trimmed, place.first_seq)
+        return max(trimmed, self._last_seq(session) + 1)
+
+    def gone(self, key_honoured_us: int) -> Callable[[int, list[Any]], bool]:
+        """Tells of a frame's index and a record with messages in it, as an array, whether all of these are gone, and need not
+        be kept for their idempotency keys either. It remembers what it has looked up: nothing may be taken in meanwhile."""
+        floor, keys_from_us = self.recent.floor, self.recent.last_stored_at_us - key_honoured_us
+        trims: dict[str, int] = {}
+
+        def is_gone(frame_index: int, item: list[Any]) -> bool:
+            kind, session, _, _, first_seq, stored_at_us, _, bodies, *_ = item
+            if kind == KEYED and stored_at_us >= keys_from_us:
+                return False
+            if frame_index <= floor:
+                return True
+            if session not in trims:
+                trims[session] = self._trimmed(session)
+            return bool(first_seq + len(bodies) <= trims[session])
+
+        return is_gone
+
+    def take_news(self) -> list[str]:
+        """The sessions that trims have named since this was asked last."""
+        news: list[str] = []
+        for recent in (self.leaving, self.recent):
+            if recent is not None:
+                news += recent.news
+                recent.news = []
+        return news
+
+    def trimmed_sessions(self, after: str, count: int) -> list[str]:
+        """Sessions of the catalogue that were trimmed, in the order of their names behind `after`: `count` at most."""
+        return [session for session, _ in self._catalogue.trimmed_sessions(self.partition, after, count)]
+
+    def frames_below(self, session: str) -> Iterator[int]:
+        """In which frames the session's messages lie that trims of it say are gone; some of them more than once."""
+        before = self._trimmed(session)
+        for place in self._places_from(session, 1):
+            if place.first_seq >= before:
+                return
+            yield place.frame_index
+
     # ------------------------------------------------------------------ retries
 
-    def recall(self, session: str, sender_id: str, first_n: int, last_n: int, read: ReadRecord) -> list[Record]:
+    def recall(self, session: str, sender_id: str, first_n: int, last_n: int, read: ReadRecord) -> list[Numbered]:
         """The records that hold the sender's numbers from `first_n` to `last_n`."""
         segments = self._catalogue.segments_with(self.partition, session)
         places = chain(
             self._catalogue.numbers(segments, session, sender_id, first_n, last_n),
             *(entry.numbers(sender_id, first_n, last_n) for entry in self._in_memory(session)),
         )
-        records = (unpack_record(msgpack.unpackb(read(place), raw=False)) for place in places)
-        return [_numbers_of(r, first_n, last_n) for r in records if (r.session, r.sender_id) == (session, sender_id)]
+        found: list[Numbered] = []
+        for place in places:
+            record = unpack_record(msgpack.unpackb(read(session, place), raw=False))
+            if isinstance(record, Trim | Floor):
+                raise CatalogueDamaged(f"a trim lies where a number of session {session!r} should be")
+            if (record.session, record.sender_id) == (session, sender_id):
+                found.append(_numbers_of(record, first_n, last_n))
+        return found
 
 
-def _numbers_of(record: Record, first_n: int, last_n: int) -> Record:
+def _numbers_of(record: Numbered, first_n: int, last_n: int) -> Numbered:
     """The part of a record that holds the numbers asked for: an answer is no larger than what was asked about."""
     if not isinstance(record, Run):
         return record

@@ -3,7 +3,7 @@
 Owns the reading of frames into entries, and an estimate of the memory that they take. It must not know the catalogue, files or
 connections. Rules:
 
-1. Frames are taken in the order of their index, each once.
+1. Frames are taken in the order of their index, each once; some are thin by then (``protocol.thinning``).
 2. A session's seqs are dense within it (G3). Where a session goes on from what lies before is compared by who reads both.
 3. `size_bytes` rises with all that is taken in: it is what the bound of `limits.index_recent_bytes_max` counts.
 """
@@ -18,16 +18,17 @@ from zlib import crc32
 import msgpack
 
 from trilogue.actors.index.entries import ENTRY_BYTES, Part, Place, pack_entry, sender_crc
-from trilogue.actors.protocol.frames import HEADER_BYTES
 from trilogue.actors.protocol.invariants import violated
 from trilogue.actors.protocol.keys import KnownKey, digest_of
-from trilogue.actors.protocol.messages import KEYED, Run, keys_of, unpack_record
+from trilogue.actors.protocol.messages import KEYED, Floor, Gone, Run, Trim, keys_of, unpack_record
+from trilogue.actors.protocol.thinning import records_at
 
 # Measured with tracemalloc, CPython 3.11: names of 20 and 40 characters.
 SESSION_BYTES = 430
 SENDER_BYTES = 140
 RECORD_BYTES = ENTRY_BYTES + 8
 KEY_BYTES = 330
+TRIM_BYTES = 200
 
 LastSeq = Callable[[str], int]
 """The last seq of a session in what lies before."""
@@ -75,20 +76,35 @@ class RecentSession:
 class Recent:
     """What the frames behind `after` hold, up to `upto`."""
 
-    __slots__ = ("_is_first", "_names", "frame_crc", "last_stored_at_us", "sessions", "size_bytes", "upto")
+    __slots__ = (
+        "_is_first",
+        "_names",
+        "floor",
+        "frame_crc",
+        "last_stored_at_us",
+        "news",
+        "sessions",
+        "size_bytes",
+        "trims",
+        "upto",
+    )
 
-    def __init__(self, after: int, last_stored_at_us: int) -> None:
+    def __init__(self, after: int, last_stored_at_us: int, floor: int = 0) -> None:
         self.upto = after
         self._is_first = after == 0  # nothing lies before it
         self.frame_crc = 0  # of the frame at `upto`
         self.last_stored_at_us = last_stored_at_us
         self.sessions: dict[str, RecentSession] = {}
+        self.trims: dict[str, int] = {}  # session -> its messages below this seq are gone
+        self.floor = floor  # messages in frames up to this one are gone
+        self.news: list[str] = []  # sessions that were trimmed since somebody looked
         self.size_bytes = 0
         self._names: dict[str, str] = {}  # one string for a sender's id, in however many sessions it is
 
     def take(self, frame: bytes, last_seq_before: LastSeq) -> None:
         """Take in the next frame. The hot path of a store's reading: 5 µs for a lonely message's frame."""
-        payload = memoryview(frame)[HEADER_BYTES:]
+        at = records_at(frame)
+        payload = memoryview(frame)[at:]
         unpacker = msgpack.Unpacker(raw=False, max_buffer_size=len(frame), read_size=len(frame))
         unpacker.feed(payload)
         sessions, names, frame_index, size = self.sessions, self._names, self.upto + 1, 0
@@ -98,12 +114,17 @@ class Recent:
             item = unpacker.unpack()
             start, record = end, unpack_record(item)
             end = unpacker.tell()
-            session, sender_id, stored_at_us = record.session, record.sender_id, record.stored_at_us
+            stored_at_us = record.stored_at_us
             if stored_at_us > self.last_stored_at_us:
                 self.last_stored_at_us = stored_at_us
+            if isinstance(record, Trim | Floor):
+                size += self._trim(record)
+                continue
+            session, sender_id = record.session, record.sender_id
             entry = sessions.get(session)
-            if isinstance(record, Run):
-                first_seq, first_n, messages = record.first_seq, record.first_n, len(record.bodies)
+            if isinstance(record, Run | Gone):
+                first_seq, first_n = record.first_seq, record.first_n
+                messages = len(record.bodies) if isinstance(record, Run) else record.messages
                 if entry is None:
                     entry = sessions[session] = RecentSession(0 if self._is_first else first_seq - 1)
                     size += SESSION_BYTES + 2 * len(session)
@@ -121,11 +142,21 @@ class Recent:
                 own = entry.senders[names.setdefault(sender_id, sender_id)] = array("I")
                 size += SENDER_BYTES
             own.append(len(entry.entries) // ENTRY_BYTES)
-            where = HEADER_BYTES + start, end - start, crc32(payload[start:end]), sender_crc(sender_id)
+            where = at + start, end - start, crc32(payload[start:end]), sender_crc(sender_id)
             if item[0] == KEYED and isinstance(record, Run):
                 size += entry.note_keys(record, keys_of(item))
             entry.entries += pack_entry(first_seq, first_n, frame_index, *where)
             size += RECORD_BYTES
         self.upto = frame_index
-        self.frame_crc = int.from_bytes(frame[HEADER_BYTES - 4 : HEADER_BYTES], "little")
+        self.frame_crc = int.from_bytes(frame[at - 4 : at], "little")
         self.size_bytes += size
+
+    def _trim(self, record: Trim | Floor) -> int:
+        """From here on some messages are gone; how much more memory that takes."""
+        if isinstance(record, Floor):
+            self.floor = max(self.floor, record.upto)
+            return 0
+        self.news.append(record.session)
+        before = self.trims.get(record.session, 0)
+        self.trims[record.session] = max(before, record.before)
+        return 0 if before else TRIM_BYTES + 2 * len(record.session)

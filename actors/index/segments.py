@@ -35,7 +35,8 @@ FREE_PAGES_MIN: Final = 64
 SHRUNK_PAGES: Final = 16
 _TABLES: Final = {"parts": "session, first_seq, at, last_seq, entries, crc",
                   "senders": "session, sender_id, first_n, last_n, first_seq, at, crc",
-                  "keys": "session, key, seq, stored_at_us, digest, crc"}  # fmt: skip
+                  "keys": "session, key, seq, stored_at_us, digest, crc",
+                  "trims": "session, before, crc"}  # fmt: skip
 _INSERTS: Final = {
     table: f"INSERT INTO {table} VALUES (?{', ?' * (columns.count(',') + 1)})" for table, columns in _TABLES.items()
 }
@@ -72,13 +73,15 @@ class Segments:
 
     def flush(self, partition: int, recent: Recent) -> Job:
         """Write what was recent as the partition's newest segment. It must not change meanwhile."""
-        segment = Segment(self._new_id(), partition, 0, recent.upto, recent.frame_crc, recent.last_stored_at_us)
+        segment = Segment(self._new_id(), partition, 0, recent.upto, recent.frame_crc, recent.last_stored_at_us, recent.floor)
         names = yield from _sorted(recent.sessions)
         sessions = recent.sessions
         yield from self._insert("parts", (row for name in names for row in _part_rows(segment.id, name, sessions[name])))
         yield from self._insert("senders", (row for name in names for row in _sender_rows(segment.id, name, sessions[name])))
         keyed = [name for name in names if sessions[name].keys]
         yield from self._insert("keys", (row for name in keyed for row in _key_rows(segment.id, name, sessions[name])))
+        trims = ((segment.id, name, before, crc_of(name, before)) for name, before in sorted(recent.trims.items()))
+        yield from self._insert("trims", trims)
         self._register(segment, [])
 
     def merge(self) -> Job | None:
@@ -175,7 +178,7 @@ class Segments:
         with _transaction(self._database):
             if instead_of:
                 self._database.execute(f"DELETE FROM segments WHERE id IN ({_list(one.id for one in instead_of)})")
-            self._database.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)", segment.row)
+            self._database.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)", segment.row)
         self._take_out(instead_of)
         self._garbage.discard(segment.id)
         self._catalogue.segments.append(segment)

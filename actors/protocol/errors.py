@@ -25,6 +25,7 @@ error survives pickling (positional arguments to ``super().__init__``), since Ra
     ├── Overloaded                a bound is reached: wait (`drain`), then try again
     ├── Unavailable               the system cannot do it now; it may later. For `send`: the message may have been stored
     ├── ProofOfLoss               the system forgot what it had acked: stop, and run `trilogue verify`
+    ├── HistoryTrimmed            what was asked for is gone by your retention; `first_available` says from where on it is not
     ├── DataError                 the data directory's fault
     │   ├── DirectoryInUse        another process holds it
     │   ├── WrongCluster          it belongs to another cluster
@@ -149,6 +150,23 @@ class Unavailable(TrilogueError):
 
 class ProofOfLoss(TrilogueError):
     """The system no longer has what it had acked. Stop sending and run `trilogue verify`."""
+
+
+class HistoryTrimmed(TrilogueError):
+    """Messages of the session that were asked for are gone: trimmed by hand, or by the retention that `up` was given.
+
+    `first_available` is the lowest seq that can be read, or that the next message will get. Never raised for what is there.
+    """
+
+    def __init__(self, session: str, first_available: int) -> None:
+        super().__init__(session, first_available)
+        self.session, self.first_available = session, first_available
+
+    def __str__(self) -> str:
+        return (
+            f"session {self.session!r} was trimmed: its first message is {self.first_available} now; "
+            f"read on with after={self.first_available - 1}"
+        )
 
 
 class DataError(TrilogueError):

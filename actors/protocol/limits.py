@@ -78,6 +78,9 @@ class Limits:
     index_merge_segments_max: int = 8  # segments of its catalogue
     senders_answered_max: int = 64
 
+    # retention
+    retention_look_ms: int = 10_000  # so often a writer looks for messages that are too old, or too many
+
     # the register
     register_round_ms: int = 1_000
     register_wait_ms: int = 10_000

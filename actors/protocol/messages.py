@@ -11,8 +11,12 @@ A payload is a msgpack array of records; a record is an array whose first item i
     ALIAS [3, session, sender_id, n, seq, stored_at_us, digest]   a number whose message repeats the key of the one at `seq`: it
                                                         takes its n and no seq of its own
     KEYED [6, …, [key or None …]]                       a RUN, and the idempotency key of each of its messages
+    TRIM  [5, session, before, stored_at_us]            the session's messages below the seq `before` are gone from here on
+    FLOOR [4, upto, stored_at_us]                       so are all messages of the partition in frames up to `upto`
+    GONE  [7, session, sender_id, first_n, first_seq, stored_at_us, count]   what a store keeps of a RUN that is gone: never
+                                                        in a frame of the log, only in what is left of one (``thinning``)
 
-4 (checkpoint) and 5 (trim) are reserved. Readers see a KEYED as the RUN that it is.
+Readers see a KEYED as the RUN that it is.
 """
 
 from __future__ import annotations
@@ -29,7 +33,10 @@ from trilogue.actors.protocol.ids import sender_of
 RUN = 1
 SKIP = 2
 ALIAS = 3
+FLOOR = 4
+TRIM = 5
 KEYED = 6
+GONE = 7
 
 
 class Message(NamedTuple):
@@ -101,17 +108,52 @@ class Alias(NamedTuple):
     digest: bytes  # of its body (``keys``)
 
 
-Record = Run | Skip | Alias
+class Trim(NamedTuple):
+    """From this record on, the messages of the session below the seq `before` are gone."""
+
+    kind: int
+    session: str
+    before: int
+    stored_at_us: int
+
+
+class Floor(NamedTuple):
+    """From this record on, all messages in frames up to `upto` are gone, whatever their session."""
+
+    kind: int
+    upto: int
+    stored_at_us: int
+
+
+class Gone(NamedTuple):
+    """A run whose bodies a store has given up: its numbers still tell what a retry is answered with (G5)."""
+
+    kind: int
+    session: str
+    sender_id: str
+    first_n: int
+    first_seq: int
+    stored_at_us: int
+    messages: int
+
+
+Numbered = Run | Skip | Alias | Gone
+"""Records that take numbers."""
+
+Record = Numbered | Trim | Floor
 
 _RUN_TYPES = [int, str, str, int, int, int, list, list]
 _SKIP_TYPES = [int, str, str, int, int]
 _ALIAS_TYPES = [int, str, str, int, int, int, bytes]
 _KEYED_TYPES = [*_RUN_TYPES, list]
+_TRIM_TYPES = [int, str, int, int]
+_FLOOR_TYPES = [int, int, int]
+_GONE_TYPES = [int, str, str, int, int, int, int]
 _KEY_TYPES = {str, type(None)}
 _new = tuple.__new__
 
 pack_records: Callable[[list[Any]], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True).pack
-"""The payload of a frame. Records are `Run`, `Skip` and `Alias` tuples (or plain sequences of the same shape)."""
+"""The payload of a frame. Records are tuples (or plain sequences) of the shapes above."""
 
 
 def unpack_records(payload: bytes | memoryview) -> list[Record]:
@@ -145,6 +187,12 @@ def unpack_record(item: Any) -> Record:
                 return unpack_record([RUN, *item[1:8]])
         elif types == _ALIAS_TYPES and item[0] == ALIAS and item[3] > 0 and item[4] > 0:
             return _new(Alias, item)
+        elif types == _GONE_TYPES and item[0] == GONE and min(item[3], item[4], item[6]) > 0:
+            return _new(Gone, item)
+        elif types == _TRIM_TYPES and item[0] == TRIM and item[2] > 0:
+            return _new(Trim, item)
+        elif types == _FLOOR_TYPES and item[0] == FLOOR and item[1] > 0:
+            return _new(Floor, item)
     raise ProtocolError(f"a record of unknown shape in a frame: kind {item[:1] if isinstance(item, list) else item!r}")
 
 

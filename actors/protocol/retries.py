@@ -4,7 +4,7 @@ Owns the comparison. It must not know how the records were found, or when: every
 Rules:
 
 1. The same body gets the original's seq; a number that was given up gets seq 0, whatever comes under it now. An alias gets the
-   seq that it stands for.
+   seq that it stands for. Of a run that was trimmed nothing is left to compare a body with: any gets the original's seq.
 2. Another body under a number is refused for good, that message alone.
 3. When no store could be read, the retry is refused for now. Nothing of it was stored anew.
 """
@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from trilogue.actors.protocol.invariants import require
 from trilogue.actors.protocol.keys import digest_of
-from trilogue.actors.protocol.messages import Alias, Record, Run
+from trilogue.actors.protocol.messages import Alias, Gone, Numbered, Run
 from trilogue.actors.protocol.submissions import Answered, Effect, Refusal, Refused, Retry
 from trilogue.actors.protocol.vocabulary import Code
 
 
-def answers_of(retry: Retry, records: list[Record] | None) -> list[Effect]:
+def answers_of(retry: Retry, records: list[Numbered] | None) -> list[Effect]:
     """The answers to `retry`; `records` is None when no store could be read."""
     session, sender_id = retry.session, retry.sender_id
     if records is None:
@@ -32,6 +32,8 @@ def answers_of(retry: Retry, records: list[Record] | None) -> list[Effect]:
         if isinstance(record, Run):
             for k, original in enumerate(record.bodies):
                 originals[record.first_n + k] = (record.first_seq + k, original)
+        elif isinstance(record, Gone):
+            originals.update((record.first_n + k, (record.first_seq + k, None)) for k in range(record.messages))
         elif isinstance(record, Alias):
             originals[record.n] = (record.seq, record.digest)
             aliases.add(record.n)

@@ -19,6 +19,7 @@ Rules, in the order in which they are applied:
    holds.
 5. An ack leaves when the frame that holds the run is committed, never before (G1).
 6. What readers may see of a session ends at its last committed seq (G7).
+7. A trim takes no number. It stands in the log among the records that do, and whoever wants it hears when it is committed.
 
 What happens to every frame has a method of its own, `submit` and `committed`, with plain arguments: with events, as `handle`
 has them, a lonely message takes 4.4 µs here instead of 2.7.
@@ -35,17 +36,19 @@ from trilogue.actors.protocol.ids import partition_of
 from trilogue.actors.protocol.invariants import violated
 from trilogue.actors.protocol.keys import KnownKey, digest_of, new_upto
 from trilogue.actors.protocol.limits import KIB, Limits
-from trilogue.actors.protocol.messages import ALIAS, KEYED, RUN, SKIP, Run
+from trilogue.actors.protocol.messages import ALIAS, FLOOR, KEYED, RUN, SKIP, TRIM, Floor, Run, Trim
 from trilogue.actors.protocol.refusals import stranger, too_large, unavailable
 from trilogue.actors.protocol.retries import answers_of
 from trilogue.actors.protocol.session_states import SessionState, SessionStates
 from trilogue.actors.protocol.submissions import (
     Answered,
+    Done,
     Effect,
     Event,
     FrameCommitted,
     GivenUp,
     LookedUp,
+    Noted,
     Readable,
     Recall,
     Recalled,
@@ -119,6 +122,9 @@ class Sequencer:
                 return [*self._states.want(waiter, sessions), *self._states.ask()]
             case LookedUp():
                 return self._on_looked_up(event)
+            case Noted(waiter, record):
+                self._note(waiter, record)
+                return []
 
     def is_hot(self, session: str) -> bool:
         """Whether the session's counters are in memory."""
@@ -270,6 +276,13 @@ class Sequencer:
         self._waiting_sizes.append(RECORD_OVERHEAD_BYTES)
         self.waiting_bytes += RECORD_OVERHEAD_BYTES
 
+    def _note(self, waiter: Any, record: Trim | Floor) -> None:
+        self._last_stored_at_us = max(record.stored_at_us, self._last_stored_at_us)
+        self._waiting.append(record._replace(stored_at_us=self._last_stored_at_us))
+        self._waiting_from.append(waiter)
+        self._waiting_sizes.append(RECORD_OVERHEAD_BYTES)
+        self.waiting_bytes += RECORD_OVERHEAD_BYTES
+
     def _unknown(
         self, source: Source, item: list[Any], count: int, refusals: list[Refusal], keys: Sequence[str | None] = ()
     ) -> SessionState | None:
@@ -398,6 +411,9 @@ class Sequencer:
                     readable.append(run)
                 elif record[0] == ALIAS:
                     ack = (record[1], record[2], record[3], 1, record[4], True)
+                elif record[0] in (TRIM, FLOOR):
+                    effects.append(Done(source))
+                    continue
                 else:
                     ack = (record[1], record[2], record[3], 1, 0, False)
                 answers = acks.get(source)

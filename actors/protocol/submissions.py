@@ -13,7 +13,7 @@ from trilogue.actors.protocol.errors import InvalidKey, ProtocolError
 from trilogue.actors.protocol.ids import check_key
 from trilogue.actors.protocol.keys import KnownKey
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.messages import Record, Run
+from trilogue.actors.protocol.messages import Floor, Numbered, Run, Trim
 
 Source = Hashable
 """Whoever submitted: opaque here, a connection in production."""
@@ -46,7 +46,7 @@ class Recalled(NamedTuple):
     """What the log holds of a retry's numbers, in the order of n; None when no store could be asked."""
 
     retry: Retry
-    records: list[Record] | None
+    records: list[Numbered] | None
 
 
 class Wanted(NamedTuple):
@@ -152,8 +152,21 @@ class Retry(NamedTuple):
         return self.first_n + len(self.bodies) - 1
 
 
-Event = Submitted | GivenUp | FrameCommitted | Recalled | Wanted | LookedUp
-Effect = Answered | Refused | Recall | Readable | LookUp | Loaded
+class Noted(NamedTuple):
+    """A trim or a floor is to be logged; `waiter` is told when it is committed."""
+
+    waiter: Any
+    record: Trim | Floor
+
+
+class Done(NamedTuple):
+    """What the waiter wanted to be logged is committed."""
+
+    waiter: Any
+
+
+Event = Noted | Submitted | GivenUp | FrameCommitted | Recalled | Wanted | LookedUp
+Effect = Done | Answered | Refused | Recall | Readable | LookUp | Loaded
 
 _BYTES, _INTS = {bytes}, {int}
 

@@ -11,7 +11,8 @@ or stores: pages of history are asked for with `ReadPage` and come back with `Pa
    are behind take turns.
 4. What goes to several subscriptions of one source from the same place on is one `Deliver`; those that need the same page share
    it.
-5. A source that is blocked (its socket is full) is sent nothing live; its subscriptions fall behind like those without credit.
+5. A subscription that needs a page which was trimmed is over, and told where that session begins now: no hole is passed over.
+6. A source that is blocked (its socket is full) is sent nothing live; its subscriptions fall behind like those without credit.
 """
 
 from __future__ import annotations
@@ -69,6 +70,14 @@ class PageRead(NamedTuple):
     head: int
 
 
+class PageGone(NamedTuple):
+    """What `ReadPage` asked for was trimmed: the session begins with `first_available` now."""
+
+    session: str
+    after: int
+    first_available: int
+
+
 class Blocked(NamedTuple):
     """The source takes nothing now."""
 
@@ -89,6 +98,15 @@ class Deliver(NamedTuple):
     runs: list[Run]
 
 
+class End(NamedTuple):
+    """The subscription is over: what it needs next of the session was trimmed."""
+
+    source: Source
+    subscription: int
+    session: str
+    first_available: int
+
+
 class ReadPage(NamedTuple):
     """Read messages of the session after `after`: at most so many, about so many bytes. Wanted as long as `awaits`."""
 
@@ -98,8 +116,8 @@ class ReadPage(NamedTuple):
     size_bytes: int
 
 
-Event = Subscribed | Credited | Committed | PageRead | Blocked | Freed
-Effect = Deliver | ReadPage
+Event = Subscribed | Credited | Committed | PageRead | PageGone | Blocked | Freed
+Effect = Deliver | End | ReadPage
 
 
 class _Place:
@@ -167,6 +185,8 @@ class Subscriptions:
                 return self._on_committed(runs)
             case PageRead():
                 return self._on_page(event)
+            case PageGone(session, after, first_available):
+                return self._on_gone(session, after, first_available)
             case Credited(source, number, messages, size_bytes):
                 subscription = self._all.get(source, {}).get(number)
                 if subscription is None:
@@ -305,6 +325,15 @@ class Subscriptions:
                 self._fall_behind(place)
         effects: list[Effect] = [Deliver(source, numbers, runs) for (source, _), (numbers, runs) in groups.items()]
         return effects + self._read_on([place.subscription for place in waiting])
+
+    def _on_gone(self, session: str, after: int, first_available: int) -> list[Effect]:
+        ends: list[Effect] = []
+        for place in self._pages.pop((session, after), []):
+            if not place.over:
+                subscription = place.subscription
+                ends.append(End(subscription.source, subscription.number, session, first_available))
+                self.forget(subscription.source, subscription.number)
+        return ends
 
 
 def _fitting(runs: list[Run], messages: int, size_bytes: int) -> tuple[list[Run], int, int]:

@@ -17,12 +17,16 @@ Numbers are never given a second meaning.
                    REFUSED    [epoch, [[session, sender_id, first_n, count, code, text, expected_n] …]]
                    DELIVER    [[subscription …], [Run …]]                               committed, in seq order, of one session:
                                                                                         to all these of the connection's
-                   ENDED      [subscription, code, text]                                nothing more comes
+                   ENDED      [subscription, code, text] or                             nothing more comes; TRIMMED says in
+                              [subscription, code, text, session, first_available]      which session, and where it begins now
     client to      SUBMIT     [[session, sender_id, first_n, [sent_at_us …], [body …]] …]; a run may have
                                                                                         a 6th item: [key or None …]
      SessionActor  GIVE_UP    [[session, sender_id, n] …]                               log a skip for n; ACKED with seq 0
-                   HISTORY    [id, session, after, limit]                               -> [[Run …], last_seq]
+                   HISTORY    [id, session, after, limit]                               -> [[Run …], last_seq], or, if the first
+                                                                                        is gone, [first_available, last_seq]
                    NEWEST     [id, session, last]                                       -> [[Run …], last_seq]
+                   TRIM       [id, session, before]                                     -> first_available: what lies below it
+                                                                                        is gone, on all stores
                    HEADS      [id, [session …]]                                         -> [last_seq …]
                    SUBSCRIBE  [id, subscription, [[session, after or None] …], messages, bytes] -> [after …]; more sessions
                                                                                         for the subscription, which begins
@@ -44,9 +48,13 @@ Numbers are never given a second meaning.
                                                                                         names all senders, otherwise those asked
                                                                                         for; so with the keys that are honoured,
                                                                                         if one is asked for
-                   RUNS       [id, partition, upto, session, after, limit] or           -> [Run …] in seq order
-                              [id, partition, upto, session, after, limit, bytes]
-                   RECALL     [id, partition, upto, session, sender_id, first_n, last_n] -> [Run, Skip or Alias …] in n order
+                   RUNS       [id, partition, upto, session, after, limit] or           -> [Run …] in seq order, or
+                              [id, partition, upto, session, after, limit, bytes]          first_available
+                   OLD        [id, partition, upto, before_us, bytes]                   -> the last frame that holds nothing
+                                                                                        stored since `before_us`, or behind
+                                                                                        which `bytes` of frames lie
+                   RECALL     [id, partition, upto, session, sender_id, first_n, last_n] -> [Run, Skip, Alias or Gone …], in n
+                                                                                        order
                    PARTITIONS [id]                                                      -> [partition …] that it has frames of
                    JOIN       [id, partition, epoch, writer, address, number, first, prev_crc, [[from, to] …]] -> a FenceAnswer;
                                                                                         the intervals are vouched for
@@ -96,6 +104,7 @@ class Say(IntEnum):
     SUBSCRIBE = 25
     CREDIT = 26
     UNSUBSCRIBE = 27
+    TRIM = 28
 
     INSPECT = 30
     FENCE = 31
@@ -106,6 +115,7 @@ class Say(IntEnum):
     RUNS = 37
     RECALL = 38
     PARTITIONS = 39
+    OLD = 36
 
     CHARTER = 40
     FOUND = 41
@@ -155,6 +165,7 @@ class Code(IntEnum):
     CORRUPT = 26
     PROOF_OF_LOSS = 27
     CONFLICTING_KEY = 28
+    TRIMMED = 29
 
     @property
     def final(self) -> bool:

@@ -9,7 +9,9 @@ from: they are handed in, store by store, in the order of their indexes. Rules, 
 3. All stores hold the same frame at the same index.
 4. Its records can be read; a session's seqs are 1, 2, 3 …; so are the numbers of each sender in it, skips included
    (hence each `(sender_id, n)` is there once); a session is in the partition that its slot leads to.
-5. An idempotency key stands at one message of its session within its time; an alias stands for such a message, of the same
+5. Of a frame whose messages were trimmed, a store may keep the numbers alone (`Gone`): they are judged as any. Only what a trim
+   on record names may be gone.
+6. An idempotency key stands at one message of its session within its time; an alias stands for such a message, of the same
    body.
 
 Memory is bounded by the sessions and senders that there are, by the keys whose time is not over, and by the frames that some
@@ -23,11 +25,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from trilogue.actors.protocol.errors import ProtocolError
-from trilogue.actors.protocol.frames import Header, decode_frame, payload_of
+from trilogue.actors.protocol.frames import Header
 from trilogue.actors.protocol.ids import partition_of
 from trilogue.actors.protocol.keys import digest_of
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
-from trilogue.actors.protocol.messages import Alias, Record, Run, keys_of, unpack_items, unpack_record
+from trilogue.actors.protocol.messages import Alias, Floor, Gone, Record, Run, Trim, keys_of, unpack_items, unpack_record
+from trilogue.actors.protocol.thinning import header_of, payload_of_records
 
 PROBLEMS_KEPT_MAX = 1_000
 
@@ -49,6 +52,7 @@ class Findings:
     frames: int = 0
     bytes: int = 0
     messages: int = 0
+    gone: int = 0
     skips: int = 0
     aliases: int = 0
     sessions: int = 0
@@ -100,6 +104,7 @@ class PartitionJudge:
         self._last_seq: dict[str, int] = {}
         self._last_n: dict[tuple[str, str], int] = {}
         self._keys = KeyJudge(findings)
+        self._trims = TrimJudge(findings)
 
     def next_index(self, store: str) -> int:
         """The index of the frame that is expected from `store` next."""
@@ -123,6 +128,7 @@ class PartitionJudge:
                 self._findings.add("missing", self._where(store, copy.index + 1), f"it ends here; others go on to frame {end}")
         self._findings.sessions += len(self._last_seq)
         self._findings.senders += len(self._last_n)
+        self._trims.finish()
 
     # ------------------------------------------------------------------ one frame
 
@@ -131,7 +137,7 @@ class PartitionJudge:
         self._findings.frames += 1
         self._findings.bytes += len(frame)
         try:
-            header = decode_frame(frame, self._frame_bytes_max)
+            header = header_of(frame, self._frame_bytes_max)
         except ProtocolError as error:
             self._findings.add("damaged", self._where(store, index), str(error))
             self._step(store, index, None)
@@ -182,7 +188,7 @@ class PartitionJudge:
     def _read(self, store: str, index: int, frame: bytes, header: Header) -> bool:
         where = self._where(store, index)
         try:
-            items = unpack_items(payload_of(frame, header))
+            items = unpack_items(payload_of_records(frame))
             records = list(map(unpack_record, items))
         except ProtocolError as error:
             self._findings.add("record", where, str(error))
@@ -190,7 +196,7 @@ class PartitionJudge:
         if len(records) != header.count:
             self._findings.add("record", where, f"{len(records)} records where the header counts {header.count}")
         for record, item in zip(records, items, strict=True):
-            self._judge(where, record)
+            self._judge(where, index, record)
             if isinstance(record, Run):
                 if keys := keys_of(item):
                     self._keys.take(where, record, keys)
@@ -198,20 +204,29 @@ class PartitionJudge:
                 self._keys.take_alias(where, record)
         return True
 
-    def _judge(self, where: str, record: Record) -> None:
+    def _judge(self, where: str, index: int, record: Record) -> None:
+        if isinstance(record, Floor):
+            self._trims.floor(where, index, record)
+            return
         session = record.session
         if partition_of(session, self._partitions) != self.partition:
             self._findings.add(
                 "misplaced", where, f"session {session!r} belongs to partition {partition_of(session, self._partitions)}"
             )
-        if isinstance(record, Run):
-            count, first_n = len(record.bodies), record.first_n
+        if isinstance(record, Trim):
+            self._trims.trim(where, record, self._last_seq.get(session, 0))
+            return
+        if isinstance(record, Run | Gone):
+            count, first_n = len(record.bodies) if isinstance(record, Run) else record.messages, record.first_n
             last_seq = self._last_seq.get(session, 0)
             if record.first_seq != last_seq + 1:
                 kind = "gap" if record.first_seq > last_seq else "duplicate"
                 self._findings.add(f"seq-{kind}", where, f"session {session!r}: seq {record.first_seq} after {last_seq}")
             self._last_seq[session] = max(last_seq, record.first_seq + count - 1)
-            self._findings.messages += count
+            if isinstance(record, Gone):
+                self._trims.gone(where, index, record)
+            else:
+                self._findings.messages += count
         else:
             count, first_n = 1, record.n
             self._last_seq.setdefault(session, 0)
@@ -228,6 +243,43 @@ class PartitionJudge:
 
     def _where(self, store: str, index: int) -> str:
         return f"{store} partition {self.partition} frame {index}"
+
+
+class TrimJudge:
+    """Judges one partition's trims, in the order of the log: what is gone must be named by one of them, sooner or later.
+
+    Seqs rise with the frames, so the last run that is gone vouches for all before it in its session.
+    """
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self._floor = 0
+        self._before: dict[str, int] = {}  # session -> its messages below this seq were trimmed
+        self._gone: dict[str, tuple[str, int, int]] = {}  # session -> of its last run that is gone: where, frame, last seq
+
+    def floor(self, where: str, index: int, record: Floor) -> None:
+        """All messages in frames up to one that lies before this one."""
+        if record.upto >= index:
+            self._findings.add("trim", where, f"it trims up to frame {record.upto}, which does not lie before it")
+        self._floor = max(self._floor, record.upto)
+
+    def trim(self, where: str, record: Trim, last_seq: int) -> None:
+        """Messages that a session has."""
+        session, before = record.session, record.before
+        if before > last_seq + 1:
+            self._findings.add("trim", where, f"session {session!r} is trimmed below {before}, and ends at {last_seq}")
+        self._before[session] = max(before, self._before.get(session, 0))
+
+    def gone(self, where: str, index: int, record: Gone) -> None:
+        """A run whose bodies are gone."""
+        self._findings.gone += record.messages
+        self._gone[record.session] = where, index, record.first_seq + record.messages - 1
+
+    def finish(self) -> None:
+        """The log ends here."""
+        for session, (where, index, last_seq) in self._gone.items():
+            if index > self._floor and last_seq >= self._before.get(session, 0):
+                self._findings.add("gone", where, f"session {session!r}: seq {last_seq} is gone, and no trim names it")
 
 
 class KeyJudge:

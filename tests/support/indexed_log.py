@@ -80,7 +80,7 @@ class Log:
         """The frame at `index`."""
         return self.frames[index - 1]
 
-    def read(self, place: Place) -> bytes:
+    def read(self, _: str, place: Place) -> bytes:
         """The bytes of a record."""
         return self.frames[place.frame_index - 1][place.offset : place.offset + place.size]
 

@@ -11,7 +11,7 @@ import pytest
 
 from trilogue.actors import wire
 from trilogue.actors.protocol import errors, invariants
-from trilogue.actors.protocol.errors import GivenUp, TrilogueError, Unsent
+from trilogue.actors.protocol.errors import GivenUp, HistoryTrimmed, TrilogueError, Unsent
 from trilogue.actors.protocol.vocabulary import Code
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, TrilogueError)]
@@ -22,6 +22,8 @@ def example(kind: type[Exception]) -> Exception:
         return Unsent(3)
     if kind is GivenUp:
         return GivenUp("it may have been stored", True)
+    if kind is HistoryTrimmed:
+        return HistoryTrimmed("room", 7)
     return kind("the text says what to do")
 
 
@@ -72,5 +74,5 @@ def test_final_codes_are_those_that_can_never_succeed() -> None:
     final = {code.name for code in Code if code.final}
     assert final == {
         "CONFLICTING_RETRY", "INVALID_SESSION", "INVALID_SENDER", "INVALID_RANGE", "MESSAGE_TOO_LARGE", "MALFORMED",
-        "CORRUPT", "PROOF_OF_LOSS", "CONFLICTING_KEY",
+        "CORRUPT", "PROOF_OF_LOSS", "CONFLICTING_KEY", "TRIMMED",
     }  # fmt: skip

@@ -339,7 +339,7 @@ def _index_what_is_there(self: Any, upto: int, read_frame: Any) -> None:
 
 
 def _counts_before_it_is_written(self: Any, partition: int, recent: Any, flush: Any = Segments.flush) -> Any:
-    segment = Segment(self._next_id, partition, 0, recent.upto, recent.frame_crc, recent.last_stored_at_us)
+    segment = Segment(self._next_id, partition, 0, recent.upto, recent.frame_crc, recent.last_stored_at_us, recent.floor)
     self._register(segment, [])
     self._register = lambda *_: None
     yield from flush(self, partition, recent)

@@ -327,7 +327,7 @@ class StoreProcess(Process):
     def _crc_at(self, _: int, index: int) -> int | None:
         return self.state.partition(PARTITION).crc_at(index)
 
-    def _record(self, place: Place) -> bytes:
+    def _record(self, _: str, place: Place) -> bytes:
         return self.frames.by_index[place.frame_index][place.offset : place.offset + place.size]
 
     def on_closed(self, link: Link) -> None:

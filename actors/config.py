@@ -32,8 +32,8 @@ class SessionConfig:
     """One SessionActor, which starts as a spare: which partitions there are, and all stores, in the order of their names.
 
     Which partition it owns, it is told (`TAKE`). A frame is to be on `copies` stores, or at least on `min_copies` while no more
-    are there. `first_stores` are those that the data was created with (empty: all of `stores`). Messages older than `keep_s` are
-    let go, and the oldest of more than `keep_bytes` in a partition (0: none).
+    are there. `first_stores` are those that the data was created with (empty: all of `stores`). Messages older than `keep_s`
+    are let go, and the oldest of more than `keep_bytes` in a partition (0: none).
     """
 
     name: str

@@ -6,15 +6,27 @@ must not know Ray. Invariant: all of it is frozen, and can be pickled by Ray.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who a Redis server is told that we are. Neither of the two is ever shown."""
+
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """One store: where its directory is and where it listens. `listen` is "host:port"; port 0 takes any."""
+    """One store: where its directory is and where it listens. `listen` is "host:port"; port 0 takes any.
+
+    With a `url`, its journal is on that Redis server, and the directory holds what belongs to this machine: the lock, the
+    votes, the index, and the witness of what the server has.
+    """
 
     name: str
     directory: str
@@ -25,6 +37,8 @@ class StoreConfig:
     listen: str
     allow_tmpfs: bool = False
     limits: Limits = DEFAULT_LIMITS
+    url: str = ""
+    credentials: Credentials = Credentials()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from trilogue.actors.journal import Position
-from trilogue.actors.journal.inplace import check_in_place, rewrite_in_place
+from trilogue.actors.journal import InPlace, Position
 from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.protocol.errors import Corrupt
 from trilogue.actors.protocol.frames import decode_frame
@@ -154,8 +152,8 @@ class Round:
 class Scrubber:
     """The scrubber of one store. `run` it in the background."""
 
-    def __init__(self, directory: Path, catalogue: Catalogue, on_mended: Callable[[int], None], limits: Limits) -> None:
-        self._directory = directory
+    def __init__(self, journal: InPlace, catalogue: Catalogue, on_mended: Callable[[int], None], limits: Limits) -> None:
+        self._journal = journal
         self._on_mended = on_mended  # of a partition
         self._catalogue = catalogue
         self._round = Round(catalogue, limits)
@@ -205,7 +203,7 @@ class Scrubber:
                 logger.error("frame %d that came for partition %d is not the one that was stored", header.index, partition)
                 continue
             try:
-                await asyncio.to_thread(rewrite_in_place, self._directory, target.position, target.key, frame)
+                await asyncio.to_thread(self._journal.rewrite_in_place, target.position, target.key, frame)
             except Corrupt as error:
                 self._bad[partition, header.index] = str(error)
                 continue
@@ -237,7 +235,7 @@ class Scrubber:
         problems: list[tuple[Target, str]] = []
         for target in batch:
             try:
-                check_in_place(self._directory, target.position, target.key)
+                self._journal.check_in_place(target.position, target.key)
             except Corrupt as error:
                 problems.append((target, str(error)))
         return problems

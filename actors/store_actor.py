@@ -6,8 +6,8 @@ the other stores are. Rules:
 1. Everything that waits is written with one `append` and one `fdatasync`, in the event loop's own thread (a hop to another
    costs 84 µs); only then do the answers leave.
 2. Reads go to one thread of their own, and see committed frames only.
-3. A full disk makes a failed member: appends and fences are refused, reads are served; when there is room again the process
-   ends, and its successor opens the journal anew.
+3. A full disk (or a Redis server out of memory) makes a failed member: appends and fences are refused, reads are served;
+   when there is room again the process ends, and its successor opens the journal anew.
 4. A journal that cannot be opened is never served: `status` says why, and every request is refused with it.
 5. The acceptor of the register is a thing of its own in the same directory: it answers also while the journal is full or
    refused, and the journal serves also while the acceptor is refused.
@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -35,17 +34,16 @@ from trilogue.actors.journal import (
     FenceRecord,
     FillRecord,
     JoinRecord,
-    Journal,
     JournalFull,
+    StoreJournal,
     directory_mark,
-    open_identity,
-    try_lock,
 )
 from trilogue.actors.protocol.errors import (
     Corrupt,
     DataError,
     DirectoryInUse,
     ProtocolError,
+    ServerUnusable,
 )
 from trilogue.actors.protocol.holdings import Interval
 from trilogue.actors.protocol.store import (
@@ -67,12 +65,12 @@ from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.scrubber import Held, Scrubber
 from trilogue.actors.server import Server, answer_later, listen_preferring
 from trilogue.actors.store_contents import StoreContents
+from trilogue.actors.store_opening import check_identity, lock_when_free, open_journal
 from trilogue.actors.store_reader import READS, StoreReader
 from trilogue.actors.wire import Connection
 
 logger = logging.getLogger(__name__)
 
-LOCK_RETRY_S = 0.1
 CHECK_S = 1.0
 EPOCH_END = 1 << 63
 _APPEND_TYPES = [int, int, int, str, list]
@@ -88,7 +86,7 @@ class StoreActor:
         self._limits = config.limits
         self._partitions = config.partitions
         self._held = StoreContents(config.log_id, config.limits)
-        self._journal: Journal | None = None
+        self._journal: StoreJournal | None = None
         self._acceptor: Acceptor | None = None
         self._acceptor_problem: DataError | None = None
         self._problem: DataError | None = None
@@ -134,13 +132,14 @@ class StoreActor:
             "address": self._server.address,
             "state": self._state_text(),
             "directory": self._config.directory,
+            "url": self._config.url,
             "store": self._info.get("store"),
             "incarnation": self._info.get("incarnation"),
             "journal": journal.status() if journal is not None else None,
             "register": self._acceptor.status() if self._acceptor is not None else str(self._acceptor_problem or "not open"),
             "index": self._indexes.status() if self._indexes is not None else None,
             "scrubber": self._scrubber.status() if self._scrubber is not None else None,
-            "disk_bytes_free": shutil.disk_usage(self._config.directory).free if journal is not None else None,
+            "disk_bytes_free": journal.bytes_free() if journal is not None else None,
             "partitions": {
                 partition: {
                     "epoch": state.fence.epoch,
@@ -159,24 +158,26 @@ class StoreActor:
             return f"refuses to serve: {self._problem}"
         if self._journal is None:
             return "opening its journal"
-        return "full: it serves reads only; free some disk space" if self._full else "open"
+        what = "memory of its server" if self._config.url else "disk space"
+        return f"full: it serves reads only; free some {what}" if self._full else "open"
 
     # ------------------------------------------------------------------ opening
 
     async def _run(self) -> None:
         await listen_preferring(self._server, self._config.listen)
         try:
-            self._journal = await self._open()
+            journal = await self._open()
         except DirectoryInUse as problem:
             self._settle(problem)
             raise  # the process ends; its successor finds the directory free, or says the same
         except DataError as problem:
             self._settle(problem)
         else:
-            self._serve(self._journal)
+            self._serve(journal)
         end_process(await self._reason_to_end(directory_mark(self._config.directory)))
 
-    def _serve(self, journal: Journal) -> None:
+    def _serve(self, journal: StoreJournal) -> None:
+        self._journal = journal
         identity = journal.identity
         mark = f"{identity.store} {identity.incarnation} {identity.log_id:x}"
         self._indexes = IndexKeeper(journal.directory, mark, self._held.crc_at, self._limits)
@@ -184,7 +185,7 @@ class StoreActor:
             journal, self._held.places, self._indexes, self._held.committed_upto, self._found_bad, self._limits
         )
         catalogue = Held(self._held.state.partitions, self._held.places)
-        self._scrubber = Scrubber(journal.directory, catalogue, self._reader.readable_again, self._limits)
+        self._scrubber = Scrubber(journal, catalogue, self._reader.readable_again, self._limits)
         self._full = journal.full
         settle_process()
         self._info.update(store=identity.store, incarnation=identity.incarnation)
@@ -203,33 +204,30 @@ class StoreActor:
             await asyncio.sleep(CHECK_S)
             if directory_mark(self._config.directory) != directory:
                 return f"{self._config.directory} is gone, or another one: what was promised here is lost"
-            if self._full and shutil.disk_usage(self._config.directory).free >= 2 * self._limits.journal_file_bytes:
-                return "the disk has room again: the journal is opened anew"
+            if self._journal is not None and (reason := await asyncio.to_thread(self._journal.reason_to_end)):
+                return reason
 
     def _settle(self, problem: DataError | None) -> None:
         self._problem = problem
-        self._settled.set_result(None)
+        if not self._settled.done():
+            self._settled.set_result(None)
 
-    async def _open(self) -> Journal:
-        """Open the journal in a thread; a directory that a dying predecessor still holds is tried for a while."""
-        deadline = self._loop.time() + self._limits.directory_lock_wait_ms / 1000
-        config, directory = self._config, Path(self._config.directory)
-        while True:
-            try:
-                self._lock = try_lock(directory, allow_tmpfs=config.allow_tmpfs)
-                break
-            except DirectoryInUse:
-                if self._loop.time() >= deadline:
-                    raise
-                await asyncio.sleep(LOCK_RETRY_S)
-        identity = open_identity(directory, cluster=config.cluster_id, log_id=config.log_id, fresh_store=uuid.uuid4().hex)
-        await asyncio.to_thread(self._open_acceptor, directory)
-        try:
-            return await asyncio.to_thread(Journal.open, directory, identity, self._limits, self._held.replay, summaries=True)
-        except Corrupt as error:
-            logger.warning("opening the journal from its files alone: %s", error)
-        self._held = StoreContents(config.log_id, config.limits)
-        return await asyncio.to_thread(Journal.open, directory, identity, self._limits, self._held.replay)
+    async def _open(self) -> StoreJournal:
+        """The open journal; `_held` is what it holds."""
+        self._lock = await lock_when_free(self._config)
+        identity = check_identity(self._config)
+        await asyncio.to_thread(self._open_acceptor, Path(self._config.directory))
+        patience_s = self._loop.time() + self._limits.directory_lock_wait_ms / 1000
+
+        def not_yet(problem: ServerUnusable) -> None:
+            if str(problem) != str(self._problem):
+                logger.warning("%s does not open: %s", self._config.name, problem)
+            self._problem = problem
+            if self._loop.time() >= patience_s:
+                self._settle(problem)
+
+        journal, self._held = await open_journal(self._config, identity, not_yet)
+        return journal
 
     def _open_acceptor(self, directory: Path) -> None:
         try:
@@ -400,10 +398,10 @@ class StoreActor:
         self._held.stored(writes, positions)
 
     def _on_full(self, tells: list[Tell]) -> None:
-        """Nothing of this batch is on disk: who asked is told, and the memory of it ends with this process."""
+        """Nothing of this batch counts: who asked is told, and the memory of it ends with this process."""
         self._full = True
         for source, _, _ in tells:
-            source.close(f"{self._config.name} has a full disk: nothing of this was stored")
+            source.close(f"{self._config.name} is full: nothing of this counts as stored")
 
 
 def record_of(write: WriteFence | WriteJoin | WriteFill) -> FenceRecord | JoinRecord | FillRecord:

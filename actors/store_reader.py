@@ -34,7 +34,7 @@ from trilogue.actors.index.catalogue import CatalogueDamaged
 from trilogue.actors.index.entries import Place, sender_crc
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.index.partition import PartitionIndex, ReadRecord
-from trilogue.actors.journal import Journal
+from trilogue.actors.journal import StoreJournal
 from trilogue.actors.journal.files import summary_path
 from trilogue.actors.journal.summary import summarise
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
@@ -68,7 +68,7 @@ class StoreReader:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: StoreJournal,
         places: Mapping[int, FramePlaces],
         indexes: IndexKeeper,
         committed_upto: Callable[[int], int],
@@ -285,7 +285,7 @@ class StoreReader:
 class ReadAhead:
     """Frames in their order: those that lie in a row are read at once (a tenth of the time)."""
 
-    def __init__(self, journal: Journal, places: FramePlaces) -> None:
+    def __init__(self, journal: StoreJournal, places: FramePlaces) -> None:
         self.upto = 0  # none behind this is read
         self._journal, self._places = journal, places
         self._frames: dict[int, bytes] = {}

@@ -33,6 +33,7 @@ from trilogue.actors.protocol.errors import (
     Overloaded,
     ProofOfLoss,
     ProtocolError,
+    ServerUnusable,
     SettingsDiffer,
     TrilogueError,
     Unavailable,
@@ -54,6 +55,6 @@ __all__ = [
     "ConflictingRetry", "ConflictingKey", "OutboxInUse", "OutboxUnusable", "ClientClosed", "Unsent", "GivenUp",
     "HistoryTrimmed",
     "NotAuthorized", "ProtocolError", "Overloaded", "Unavailable", "ProofOfLoss",
-    "DataError", "DirectoryInUse", "WrongCluster", "NewerFormat", "DirectoryUnusable", "Corrupt",
+    "DataError", "DirectoryInUse", "WrongCluster", "NewerFormat", "DirectoryUnusable", "ServerUnusable", "Corrupt",
     "LaunchError", "SettingsDiffer",
 ]  # fmt: skip

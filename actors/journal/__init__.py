@@ -2,11 +2,12 @@
 
 ``identity`` says whose directory it is, ``records`` what a journal holds besides frames, ``files`` how bytes get to the
 disk and back, ``scan`` what damage means when a journal is opened, ``summary`` what a closed file holds in short,
-``journal`` puts them together. No asyncio, no Ray.
+``journal`` puts them together, ``interface`` is what a store needs of it. No asyncio, no Ray.
 """
 
 from trilogue.actors.journal.files import JournalBroken, JournalFull
 from trilogue.actors.journal.identity import DirectoryLock, Identity, directory_mark, open_identity, try_lock
+from trilogue.actors.journal.interface import InPlace, StoreJournal
 from trilogue.actors.journal.journal import Journal
 from trilogue.actors.journal.records import (
     Entry,
@@ -22,6 +23,8 @@ from trilogue.actors.journal.records import (
 
 __all__ = [
     "Journal",
+    "StoreJournal",
+    "InPlace",
     "try_lock",
     "DirectoryLock",
     "directory_mark",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from trilogue.actors.journal.files import (
     write_all,
 )
 from trilogue.actors.journal.identity import FORMAT, Identity, no_space, write_identity
+from trilogue.actors.journal.inplace import check_in_place, rewrite_in_place
 from trilogue.actors.journal.records import (
     Entry,
     FenceRecord,
@@ -49,6 +51,7 @@ from trilogue.actors.journal.records import (
     encode_control,
     follows,
 )
+from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.journal.scan import Scanner, Tail
 from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.frames import ALIGNMENT, HEADER_BYTES, decode_frame
@@ -183,6 +186,24 @@ class Journal:
         if crc32(data) != crc:
             raise corrupt(path, position.offset + offset, "a record of a stored frame fails its CRC")
         return data
+
+    def check_in_place(self, position: Position, key: FrameKey) -> None:
+        """Raise `Corrupt` unless the frame `key` lies at `position` on the disk. Any thread may call it."""
+        check_in_place(self.directory, position, key)
+
+    def rewrite_in_place(self, position: Position, key: FrameKey, frame: bytes) -> None:
+        """Write `frame` where it was stored before (``inplace``)."""
+        rewrite_in_place(self.directory, position, key, frame)
+
+    def bytes_free(self) -> int:
+        """How much room the disk has."""
+        return shutil.disk_usage(self.directory).free
+
+    def reason_to_end(self) -> str:
+        """Why this journal must be opened anew: it was full, and there is room again."""
+        if self.full and self.bytes_free() >= 2 * self._file_bytes:
+            return "the disk has room again: the journal is opened anew"
+        return ""
 
     def status(self) -> dict[str, Any]:
         """What people may want to know of it."""

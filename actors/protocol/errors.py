@@ -31,6 +31,7 @@ error survives pickling (positional arguments to ``super().__init__``), since Ra
     │   ├── WrongCluster          it belongs to another cluster
     │   ├── NewerFormat           it was written by a newer version
     │   ├── DirectoryUnusable     it cannot be written, or lies on tmpfs
+    │   ├── ServerUnusable        a store's Redis server does not answer, or cannot promise what a store must
     │   └── Corrupt               bytes that were known to be committed are damaged
     └── LaunchError               the system could not be started as asked
         └── SettingsDiffer        it runs, or its data was created, with other settings
@@ -187,6 +188,10 @@ class NewerFormat(DataError):
 
 class DirectoryUnusable(DataError):
     """The directory cannot be written, or lies where `fdatasync` means nothing (tmpfs)."""
+
+
+class ServerUnusable(DataError):
+    """A store's Redis server does not answer, or cannot promise what a store must. Nothing was changed there."""
 
 
 class Corrupt(DataError):

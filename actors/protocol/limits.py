@@ -73,6 +73,8 @@ class Limits:
     scrub_bytes_per_s: int = 4 * MIB
     scrub_round_ms: int = 60_000
     directory_lock_wait_ms: int = 10_000
+    redis_timeout_ms: int = 5_000
+    redis_page_bytes: int = 2 * MIB  # of a log that is read when the store opens
     index_recent_bytes_max: int = 48 * MIB
     index_resting_bytes_max: int = 1 * MIB
     index_merge_segments_max: int = 8  # segments of its catalogue
@@ -127,6 +129,7 @@ class Limits:
             self.history_bytes_max + self.submit_bytes_max + self.body_bytes_max + 64 * KIB <= self.wire_bytes_max,
             "a page of history that one last run overfills fits a wire frame",
         )
+        require(2 * self.member_lag_ms <= self.redis_timeout_ms, "a slow server is first a slow member, then a lost one")
         require(self.frame_bytes_max < 16 * MIB, "an entry of a store's index has 24 bits for a place inside a frame")
         require(self.index_merge_segments_max >= 2, "a merge makes fewer segments of them")
         require(self.index_resting_bytes_max <= self.index_recent_bytes_max, "what stays in memory is recent")

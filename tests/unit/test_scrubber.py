@@ -156,7 +156,7 @@ class Store:
             self.frames.append(frame)
             self.targets.append(Target(FrameKey(0, index, crc), position))
         self.mended: list[int] = []
-        self.scrubber = Scrubber(directory, Stored(self.targets), self.mended.append, LIMITS)
+        self.scrubber = Scrubber(self.journal, Stored(self.targets), self.mended.append, LIMITS)
 
     def hit(self, index: int) -> None:
         position = self.targets[index - 1].position
@@ -228,7 +228,7 @@ def test_nothing_but_the_very_frame_that_was_stored_is_written(store: Store) -> 
 
 def test_a_frame_that_the_store_does_not_hold_any_more_is_no_longer_bad(store: Store) -> None:
     catalogue = Stored(store.targets)
-    scrubber = Scrubber(store.directory, catalogue, store.mended.append, LIMITS)
+    scrubber = Scrubber(store.journal, catalogue, store.mended.append, LIMITS)
     store.hit(5)
     asyncio.run(scrubber.scrub(store.targets))
     assert scrubber.damaged(0) == [5]

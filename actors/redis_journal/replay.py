@@ -1,0 +1,119 @@
+"""Reading back a partition's log: which entries may stand in it, and what they tell the store.
+
+Owns the checks. It must not know connections. An entry verifies as a journal's record does (``journal.scan``): its CRCs and
+its padding hold, it is of this log, a control record says that it lies where it lies, a frame follows in its chain, fences
+and joins only go up, a fill is a whole frame below the base. There is no torn write here (each script writes all or
+nothing), so whatever does not verify is `Corrupt`: the store serves nothing, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from trilogue.actors.journal import (
+    Entry,
+    FenceRecord,
+    FillRecord,
+    FrameFilled,
+    FrameFound,
+    IncarnationRaised,
+    JoinRecord,
+    Position,
+)
+from trilogue.actors.journal.records import decode_control, follows
+from trilogue.actors.protocol.errors import Corrupt, ProtocolError
+from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_frame, payload_of
+from trilogue.actors.protocol.holdings import Fence, PartitionState
+
+_ANY_BYTES = 1 << 33
+
+
+def chained(chain: int, entry: bytes) -> int:
+    """The CRC over all entries' headers, with one more: headers hold the CRCs of what follows them."""
+    return crc32(entry[:HEADER_BYTES], chain)
+
+
+@dataclass(slots=True)
+class LogReplay:
+    """One partition's log, entry by entry, from its beginning. `end` and `chain` are those of what was taken."""
+
+    shown: str  # what the log is called
+    partition: int
+    log_id: int
+    replay: Callable[[Entry], None]
+    end: int = 0
+    chain: int = 0
+    doubts: bool = False  # it lost its end once, and was not joined since
+    fence: FenceRecord | None = None
+    state: PartitionState = field(default_factory=lambda: PartitionState(certain=True))
+
+    def take(self, entries: Iterable[bytes]) -> None:
+        """The entries that follow. Raises `Corrupt`."""
+        for entry in entries:
+            try:
+                header = decode_frame(entry, _ANY_BYTES)
+                if header.log_id != self.log_id:
+                    raise ProtocolError(f"a record of log {header.log_id}")
+                if header.flags == 0:
+                    self._frame(header, entry)
+                else:
+                    self._control(header, entry)
+            except ProtocolError as error:
+                raise self.corrupt(str(error)) from None
+            self.chain = chained(self.chain, entry)
+            self.end += len(entry)
+
+    def corrupt(self, what: str) -> Corrupt:
+        """The error for damage at the end of what was taken."""
+        return damaged(self.shown, self.partition, self.end, what)
+
+    def _frame(self, header: Header, entry: bytes) -> None:
+        problem = self.state.problem(header)
+        if problem or header.partition != self.partition:
+            raise ProtocolError(f"{problem or f'frame {header.index}'} of partition {header.partition}")
+        self.state.take(header)
+        self.replay(FrameFound(header, Position(self.partition, self.end, len(entry)), payload_of(entry, header)))
+
+    def _control(self, header: Header, entry: bytes) -> None:
+        record = decode_control(header, payload_of(entry, header), file=self.partition, offset=self.end)
+        if isinstance(record, IncarnationRaised):
+            self.doubts = True
+            return
+        if isinstance(record, FillRecord):
+            self._fill(record)
+            return
+        if not isinstance(record, FenceRecord | JoinRecord) or record.partition != self.partition:
+            raise ProtocolError(f"a control record that does not belong here: flags {header.flags:#06x}")
+        fence = record.fence if isinstance(record, JoinRecord) else record
+        if self.fence is not None and not follows(self.fence, fence):
+            raise ProtocolError(f"a fence of epoch {fence.epoch} after one of epoch {self.fence.epoch}")
+        self.fence = fence
+        self.state.obey(Fence(*fence[1:]))
+        if isinstance(record, JoinRecord):
+            if record.number <= self.state.joins:
+                raise ProtocolError(f"join {record.number} of epoch {record.epoch} after join {self.state.joins}")
+            self.state.join(record.number, record.first, record.prev_crc, record.intervals)
+            self.doubts = False
+        self.replay(record)
+
+    def _fill(self, fill: FillRecord) -> None:
+        frame = bytes(fill.frame)
+        header = decode_frame(frame, _ANY_BYTES)
+        if (header.log_id, header.partition, header.flags) != (self.log_id, self.partition, 0):
+            raise ProtocolError(f"a frame of log {header.log_id}, partition {header.partition}, was filled in")
+        problem = self.state.fill_problem(header)
+        if problem:
+            raise ProtocolError(f"{problem} of partition {self.partition}")
+        self.state.fill(header)
+        position = Position(self.partition, self.end + HEADER_BYTES, len(frame))
+        self.replay(FrameFilled(header, position, payload_of(frame, header)))
+
+
+def damaged(shown: str, partition: int, offset: int, what: str) -> Corrupt:
+    """The error for damage in a log, in one line that says what to do."""
+    return Corrupt(
+        f"{shown} holds a damaged log of partition {partition} at byte {offset}: {what}; do not use this store, keep a copy "
+        "of the server's directory; once its keys are removed from Redis, it comes back as a new store, filled from its peers"
+    )

@@ -1,0 +1,97 @@
+"""Opening a store's journal, whichever kind its settings name: in files, or on a Redis server.
+
+Owns the lock of the store's directory, the choice, and how long it is tried. It must not know connections or what a store
+answers. Rules:
+
+1. A directory that a dying predecessor still holds is tried for a while.
+2. A journal in files that is not whole with its summaries is opened from its files alone.
+3. A server that cannot be reached, or cannot promise what a store must, is looked at again every second, for as long as it
+   takes: the store serves nothing until then, and says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from trilogue.actors.config import StoreConfig
+from trilogue.actors.journal import DirectoryLock, Identity, Journal, StoreJournal, open_identity, try_lock
+from trilogue.actors.protocol.errors import Corrupt, DirectoryInUse, ServerUnusable
+from trilogue.actors.redis_journal import Opening, open_redis_journal, parse_place
+from trilogue.actors.store_contents import StoreContents
+
+logger = logging.getLogger(__name__)
+
+LOCK_RETRY_S = 0.1
+LOOK_AGAIN_S = 1.0
+JUMP_BITS = 40
+
+
+async def lock_when_free(config: StoreConfig) -> DirectoryLock:
+    """The lock of the store's directory. Raises `DirectoryInUse` after a while, or `DirectoryUnusable`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + config.limits.directory_lock_wait_ms / 1000
+    while True:
+        try:
+            return try_lock(Path(config.directory), allow_tmpfs=config.allow_tmpfs)
+        except DirectoryInUse:
+            if loop.time() >= deadline:
+                raise
+            await asyncio.sleep(LOCK_RETRY_S)
+
+
+def check_identity(config: StoreConfig) -> Identity | None:
+    """Who the store in this directory is; nothing of one that its server knows. Raises `DataError`."""
+    if config.url:
+        return None
+    return open_identity(Path(config.directory), cluster=config.cluster_id, log_id=config.log_id, fresh_store=uuid.uuid4().hex)
+
+
+async def open_journal(
+    config: StoreConfig, identity: Identity | None, not_yet: Callable[[ServerUnusable], None]
+) -> tuple[StoreJournal, StoreContents]:
+    """The open journal, and all that it holds; `not_yet` is told of each attempt on a server that failed.
+
+    Raises another `DataError`, after which nothing was changed.
+    """
+    if identity is not None:
+        return await _open_files(config, identity)
+    while True:
+        try:
+            return await asyncio.to_thread(_open_redis, config)
+        except ServerUnusable as problem:
+            not_yet(problem)
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+async def _open_files(config: StoreConfig, identity: Identity) -> tuple[StoreJournal, StoreContents]:
+    directory = Path(config.directory)
+    held = StoreContents(config.log_id, config.limits)
+    try:
+        return await asyncio.to_thread(Journal.open, directory, identity, config.limits, held.replay, summaries=True), held
+    except Corrupt as error:
+        logger.warning("opening the journal from its files alone: %s", error)
+    held = StoreContents(config.log_id, config.limits)
+    return await asyncio.to_thread(Journal.open, directory, identity, config.limits, held.replay), held
+
+
+def _open_redis(config: StoreConfig) -> tuple[StoreJournal, StoreContents]:
+    held = StoreContents(config.log_id, config.limits)
+    opening = Opening(
+        place=parse_place(config.url),
+        credentials=config.credentials,
+        directory=Path(config.directory),
+        name=config.name,
+        cluster=config.cluster_id,
+        log_id=config.log_id,
+        partitions=config.partitions,
+        fresh_store=uuid.uuid4().hex,
+        owner=uuid.uuid4().hex,
+        jump=secrets.randbits(JUMP_BITS),
+        limits=config.limits,
+    )
+    return open_redis_journal(opening, held.replay), held

@@ -1,0 +1,381 @@
+"""A journal on real Redis servers: what it called durable is read back, and what the server lost is noticed (G1, G2, G9)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+import redis
+
+from local_system.waiting import eventually
+from redis_server import NewServer
+from redis_store import DURABLE, JUMP, RedisStore, fence
+from trilogue.actors.config import Credentials
+from trilogue.actors.journal import FillRecord, IncarnationRaised, JoinRecord, JournalBroken, JournalFull, Position
+from trilogue.actors.journal.salvage import FrameKey
+from trilogue.actors.protocol.errors import Corrupt, ServerUnusable, Unavailable
+from trilogue.actors.protocol.frames import decode_frame
+from trilogue.actors.protocol.limits import Limits
+from trilogue.bench.recipe.server import HOST, RedisServer
+
+IMPATIENT = Limits(member_lag_ms=500, redis_timeout_ms=1_000)
+
+
+@pytest.fixture
+def server(new_server: NewServer) -> RedisServer:
+    return new_server(**DURABLE)
+
+
+@pytest.fixture
+def store(server: RedisServer, tmp_path: Path) -> RedisStore:
+    """An open one, with a little of everything in it."""
+    store = RedisStore(server, tmp_path / "store-1")
+    assert store.open() == []
+    store.append(fence(0, 1), store.frame(0, b"one"), fence(2, 1))
+    store.append(store.frame(0, b"two", committed=1), store.frame(2, b"other"), store.frame(0, b"three" * 1000, committed=2))
+    return store
+
+
+def client_of(server: RedisServer) -> redis.Redis:
+    return redis.Redis.from_url(server.url)
+
+
+def found(store: RedisStore, kind: str) -> list[Position]:
+    """Where the frames that were stored in this way lie."""
+    return [entry[1] for entry in store.in_order() if entry[0] == kind]
+
+
+def with_older_frames(store: RedisStore) -> bytes:
+    """Partition 1 begins at frame 5, and frame 4 is filled in below it."""
+    filled = store.frame(1, b"filled in", index=4, prev_crc=99)
+    join = JoinRecord(1, 1, "writer-1", "127.0.0.1:9", 1, 5, decode_frame(filled, len(filled)).header_crc, ())
+    store.append(join, FillRecord(1, filled))
+    return filled
+
+
+def test_what_was_appended_is_read_back_in_order_after_kill_9_of_the_server_G1_G2(store: RedisStore) -> None:
+    with_older_frames(store)
+    who = store.opened.identity
+    store.server.restart()
+    assert store.open() == store.in_order()
+    assert store.opened.identity == who, "the same store, under the same incarnation"
+    store.append(store.frame(0, b"and on"))
+    store.server.restart()
+    assert store.open() == store.in_order()
+
+
+def test_a_frame_a_row_and_a_part_are_read_by_their_positions(store: RedisStore) -> None:
+    frames = [store.frame(3, bytes(range(k, k + 100))) for k in range(5)]
+    positions = store.append(*frames)
+    assert [store.opened.read(position) for position in positions] == frames
+    assert store.opened.read_row(positions) == frames
+    part = frames[2][70:90]
+    assert store.opened.read_part(positions[2], 70, 20, crc32(part)) == part
+    with pytest.raises(Corrupt):
+        store.opened.read_part(positions[2], 71, 20, crc32(part))
+    filled = with_older_frames(store)
+    position = found(store, "FrameFilled")[0]
+    assert store.opened.read(position) == filled
+    assert store.opened.read_part(position, 64, 6, crc32(b"filled")) == b"filled"
+
+
+# ---------------------------------------------------------------------- servers that cannot promise
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"appendonly": "no"}, "it has `appendonly no`, and forgets what it has when it ends: set `appendonly yes`"),
+        ({"appendfsync": "no"}, "it has `appendfsync no`, and never syncs by itself: set `appendfsync always`"),
+        (
+            {"maxmemory_policy": "allkeys-lru"},
+            "it has `maxmemory-policy allkeys-lru`, and throws away what it has: set `maxmemory-policy noeviction`",
+        ),
+        (
+            {"no_appendfsync_on_rewrite": "yes"},
+            "it has `no-appendfsync-on-rewrite yes`, and answers without syncing at times: set it to `no`",
+        ),
+    ],
+)
+def test_a_server_that_cannot_promise_it_is_refused_with_its_own_line(
+    new_server: NewServer, tmp_path: Path, settings: dict[str, str], line: str
+) -> None:
+    server = new_server(**{**DURABLE, **settings})
+    store = RedisStore(server, tmp_path / "store-1")
+    with pytest.raises(ServerUnusable) as caught:
+        store.open()
+    assert str(caught.value) == f"redis://{server.address}/0 cannot promise what a store must: {line}"
+    assert client_of(server).dbsize() == 0, "nothing was changed there"
+
+
+def test_a_server_that_syncs_every_second_is_taken_only_if_it_can_say_how_far(new_server: NewServer, tmp_path: Path) -> None:
+    server = new_server(**{**DURABLE, "appendfsync": "everysec"})
+    store = RedisStore(server, tmp_path / "store-1")
+    if can_wait(server):
+        store.open()
+        store.append(store.frame(0, b"on its disk"))
+        server.restart()
+        assert store.open() == store.in_order()
+    else:
+        with pytest.raises(
+            ServerUnusable, match="answers before it syncs: set `appendfsync always`, or take a server with WAITAOF"
+        ):
+            store.open()
+
+
+def test_a_replica_is_refused_and_so_is_a_master_that_becomes_one_G9(
+    new_server: NewServer, store: RedisStore, tmp_path: Path
+) -> None:
+    replica = new_server(**DURABLE, replicaof=f"{HOST} {store.server.port}")
+    with pytest.raises(ServerUnusable, match="it is a read-only replica: name its master"):
+        RedisStore(replica, tmp_path / "other").open()
+    client_of(store.server).replicaof(HOST, str(replica.port))
+    with pytest.raises(JournalBroken, match="read only replica"):
+        store.append(store.frame())
+    assert "it is a read-only replica" in store.opened.reason_to_end()
+    replica.kill()  # two that follow each other wait for each other
+    store.server.kill()
+
+
+def test_replicas_that_are_asked_for_have_it_on_disk_or_it_is_not_stored(new_server: NewServer, tmp_path: Path) -> None:
+    server = new_server(**DURABLE)
+    store = RedisStore(server, tmp_path / "store-1", Limits(redis_timeout_ms=3_000), options="?replicas=1")
+    if not can_wait(server):
+        with pytest.raises(ServerUnusable, match="it cannot wait for replicas' disks"):
+            store.open()
+        return
+    with pytest.raises(ServerUnusable, match="it has 0 replicas, and 1 are to have each message"):
+        store.open()
+    replica = new_server(**DURABLE, replicaof=f"{HOST} {server.port}")
+    eventually(lambda: client_of(replica).info("replication")["master_link_status"] == "up", 20.0, "the replica follows")
+    eventually(lambda: client_of(server).info("replication")["connected_slaves"] == 1, 20.0, "its master knows it")
+    store.open()
+    store.append(store.frame(0, b"on two disks"))
+    os.kill(replica.pid, signal.SIGSTOP)
+    with pytest.raises(JournalBroken, match="not confirmed in time"):
+        store.append(store.frame(0, b"on one disk"))
+    server.kill()  # in peace, it would wait for its replica
+
+
+def test_a_setting_that_changes_while_a_store_is_open_ends_it(store: RedisStore) -> None:
+    assert store.opened.reason_to_end() == ""
+    client_of(store.server).config_set("maxmemory-policy", "allkeys-random")
+    assert "`maxmemory-policy allkeys-random`" in store.opened.reason_to_end()
+
+
+def can_wait(server: RedisServer) -> bool:
+    return server.binary.name == "valkey-server"
+
+
+# ---------------------------------------------------------------------- what a server may lose
+
+
+def test_an_emptied_server_is_a_new_store_G2(store: RedisStore) -> None:
+    was = store.opened.identity
+    client_of(store.server).flushall()
+    assert "was emptied" in store.opened.reason_to_end()
+    with pytest.raises(JournalBroken, match="its keys are gone"):
+        store.append(store.frame())
+    assert store.open() == []
+    now = store.opened.identity
+    assert now.store != was.store
+    assert now.incarnation == 1
+
+
+def test_a_server_restored_from_a_backup_cannot_tell_what_it_held_G2(store: RedisStore, tmp_path: Path) -> None:
+    before = len(store.book)
+    backup = tmp_path / "backup"
+    store.server.stop()
+    shutil.copytree(store.server.directory, backup)
+    store.server.start()
+    store.open()
+    store.append(store.frame(2, b"after the backup"))
+    assert store.opened.reason_to_end() == ""  # it has written down how far it is
+    who = store.opened.identity
+
+    store.server.stop()
+    shutil.rmtree(store.server.directory)
+    shutil.copytree(backup, store.server.directory)
+    store.server.start()
+    del store.book[before:]
+    assert store.open() == [*store.in_order(), IncarnationRaised(2)]
+    assert store.opened.identity == replace(who, incarnation=2)
+    assert store.open() == [*store.in_order(), IncarnationRaised(2)], "it still cannot tell: nobody has joined it since"
+
+
+def test_a_log_with_the_same_length_and_another_end_is_noticed_G2(store: RedisStore, tmp_path: Path) -> None:
+    """What a replica that took over may have: another writer's frames."""
+    twin = tmp_path / "twin"
+    store.server.stop()
+    shutil.copytree(store.server.directory, twin)
+    store.server.start()
+    store.open()
+    chain = list(store.chains[0])
+    store.append(store.frame(0, b"here"))
+    assert store.opened.reason_to_end() == ""
+    store.server.stop()
+    shutil.rmtree(store.server.directory)
+    shutil.copytree(twin, store.server.directory)
+    witness = (store.directory / "witness.json").read_bytes()
+    store.server.start()
+    store.open()
+    store.chains[0] = chain
+    store.append(store.frame(0, b"them"))
+    (store.directory / "witness.json").write_bytes(witness)
+    assert IncarnationRaised(store.opened.incarnation + 1) not in store.open()[:-1]
+    assert store.opened.incarnation == 3
+
+
+def test_without_a_witness_a_store_cannot_tell_and_takes_an_incarnation_that_was_never_used(store: RedisStore) -> None:
+    (store.directory / "witness.json").unlink()
+    assert store.open()[-1] == IncarnationRaised(2 + JUMP)
+    (store.directory / "witness.json").write_bytes(b"half a wit")
+    assert store.open()[-1] == IncarnationRaised(3 + 2 * JUMP)
+
+
+def test_a_log_that_was_damaged_is_refused_and_left_alone(store: RedisStore) -> None:
+    client, key = client_of(store.server), b"".join(client_of(store.server).keys("*/0}:log"))
+    offset = sorted(map(int, client.hkeys(key)))[1]
+    whole = client.hget(key, str(offset))
+    assert whole is not None
+    client.hset(key, str(offset), whole[:65] + b"!" + whole[66:])
+    with pytest.raises(Corrupt, match=f"a damaged log of partition 0 at byte {offset}: a frame's payload fails its CRC"):
+        store.open()
+    client.hdel(key, str(offset))
+    with pytest.raises(Corrupt, match=f"at byte {offset}: nothing lies there"):
+        store.open()
+    client.hset(key, str(offset), whole)
+    assert store.open() == store.in_order()
+
+
+def test_a_frame_that_went_bad_is_written_again_where_it_was(store: RedisStore) -> None:
+    filled = with_older_frames(store)
+    client = client_of(store.server)
+    for kind, index in (("FrameFound", 1), ("FrameFilled", 4)):
+        position = found(store, kind)[0]
+        frame = store.opened.read(position)
+        key = FrameKey(position.file, index, decode_frame(frame, len(frame)).header_crc)
+        store.opened.check_in_place(position, key)
+        log = next(name for name in client.keys("*:log") if f"/{position.file}}}".encode() in name)
+        field = str(position.offset - (64 if kind == "FrameFilled" else 0))
+        client.hset(log, field, b"x" * len(client.hget(log, field) or b""))
+        with pytest.raises(Corrupt):
+            store.opened.check_in_place(position, key)
+        store.opened.rewrite_in_place(position, key, frame)
+        assert store.opened.read(position) == frame
+    assert frame == filled
+    assert store.open() == store.in_order()
+
+
+# ---------------------------------------------------------------------- failures while it is open
+
+
+def test_whoever_opens_it_last_has_it_alone_G9(store: RedisStore, tmp_path: Path) -> None:
+    first = store.opened
+    store.open()
+    with pytest.raises(JournalBroken, match="another process has taken this store"):
+        first.append([store.frame(1, b"from the first")])
+    assert "another process has taken this store" in first.reason_to_end()
+    del store.chains[1]
+    store.append(store.frame(1, b"from the second"))
+
+
+def test_the_server_itself_refuses_a_lower_fence_and_another_end_G9(store: RedisStore) -> None:
+    client = client_of(store.server)
+    head = client.keys("*/0}:head")[0]
+    epoch, end = client.hmget(head, "epoch", "end")
+    assert epoch == b"1"
+    client.hset(head, "epoch", str(1 << 62))
+    with pytest.raises(JournalBroken, match=f"the fence of epoch {1 << 62} is in force"):
+        store.append(store.frame())
+    store.chains[0].pop()
+    client.hset(head, "epoch", "1")
+    store.open()
+    client.hset(head, "end", "8")
+    with pytest.raises(JournalBroken, match=f"its log ends at byte 8, and should end at {int(end or 0)}"):
+        store.append(store.frame())
+
+
+def test_a_killed_server_breaks_the_journal_and_nothing_is_lost_G1_G2(store: RedisStore) -> None:
+    store.server.kill()
+    with pytest.raises(JournalBroken):
+        store.append(store.frame(0, b"to nobody"))
+    with pytest.raises(JournalBroken):  # nothing is tried again
+        store.append(store.frame(0, b"to nobody"))
+    with pytest.raises(Unavailable):
+        store.opened.read(store.in_order()[1][1])
+    with pytest.raises(ServerUnusable, match="start it, or give the store another server"):
+        store.open()
+    store.server.start()
+    assert store.open() == store.in_order()
+
+
+def test_a_server_that_says_nothing_is_left_in_time(store: RedisStore) -> None:
+    store.limits = IMPATIENT
+    store.open()
+    os.kill(store.server.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(JournalBroken, match="does not answer in time"):
+        store.append(store.frame(0, b"into the dark"))
+    assert time.monotonic() - began < 3.0
+    os.kill(store.server.pid, signal.SIGCONT)
+
+
+def test_a_server_without_memory_stores_nothing_serves_reads_and_is_opened_anew_when_it_has_room(store: RedisStore) -> None:
+    client = client_of(store.server)
+    client.config_set("maxmemory", str(client.info("memory")["used_memory"]))
+    with pytest.raises(JournalFull, match="out of memory"):
+        store.append(store.frame(0, b"too much" * 1000))
+    assert store.opened.full
+    (_, position, payload) = store.in_order()[1]
+    assert payload in store.opened.read(position)
+    assert store.opened.reason_to_end() == ""
+    assert store.open() == store.in_order()
+    assert store.opened.full
+    client.config_set("maxmemory", "1gb")
+    assert "has room again" in store.opened.reason_to_end()
+
+
+def test_a_password_comes_from_outside_and_is_never_shown(new_server: NewServer, tmp_path: Path) -> None:
+    server = new_server(**DURABLE, requirepass="sesame")
+    store = RedisStore(server, tmp_path / "store-1")
+    with pytest.raises(ServerUnusable, match="set TRILOGUE_REDIS_PASSWORD") as caught:
+        store.open(f"redis://{server.address}/0")
+    store.credentials = Credentials("", "open sesame")
+    with pytest.raises(ServerUnusable, match="does not let us in") as wrong:
+        store.open(f"redis://{server.address}/0")
+    store.credentials = Credentials("", "sesame")
+    store.open(f"redis://{server.address}/0")
+    store.append(store.frame())
+    shown = f"{caught.value}{wrong.value}{store.credentials!r}{store.opened.status()}{store.opened.reason_to_end()}"
+    assert "sesame" not in shown
+
+
+def test_the_partitions_of_a_store_lie_on_the_nodes_of_a_redis_cluster(new_server: NewServer, tmp_path: Path) -> None:
+    servers = [new_server(**DURABLE, cluster_enabled="yes", cluster_node_timeout="2000") for _ in range(2)]
+    clients = [client_of(server) for server in servers]
+    for client, (first, last) in zip(clients, ((0, 8191), (8192, 16383)), strict=True):
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+    clients[0].execute_command("CLUSTER", "MEET", HOST, servers[1].port)
+    for client in clients:
+        eventually(
+            lambda client=client: "cluster_state:ok" in client.execute_command("CLUSTER", "INFO").decode(), 20.0, "it works"
+        )
+    store = RedisStore(servers[0], tmp_path / "store-1")
+    store.open()
+    store.append(*(entry for p in range(4) for entry in (fence(p, 1), store.frame(p, b"on some node"))))
+    assert all(client.dbsize() for client in clients), "both nodes have some"
+    for server in servers:
+        server.restart()
+    for client in clients:
+        eventually(
+            lambda client=client: "cluster_state:ok" in client.execute_command("CLUSTER", "INFO").decode(), 20.0, "it works"
+        )
+    assert store.open() == store.in_order()
+    assert store.opened.read(store.in_order()[1][1])

@@ -208,12 +208,30 @@ class Client:
 
         Fewer than asked for means that there are no more. Never behind what this client's acks have shown. Raises
         `InvalidSession`, `InvalidRange`, and `Unavailable` when the system does not answer for a while.
+
+        Raises `HistoryTrimmed` when the message after `after` is gone, or one further on goes while this reads; then nothing is
+        returned. ``after=error.first_available - 1`` begins with what is there. `last` never raises it: of the newest, those
+        that are there are returned.
         """
         return await self._reader().history(session, after, limit, last)
 
     async def heads(self, sessions: Iterable[str]) -> dict[str, int]:
         """The last seq of each session, 0 where there is none. Raises as `history` does."""
         return await self._reader().heads(sessions)
+
+    async def trim(self, session: str, *, before: int) -> int:
+        """Let the session's messages below seq `before` go, for good; return the first seq that is there now.
+
+        When this returns, nobody reads them any more, after no fault either: who asks for one of them gets
+        `HistoryTrimmed`. Seqs go on where they were, and a retry of a message that is gone is still answered with its seq
+        (G5). The stores give their disk space back by and by. ``before=last_seq + 1`` lets all of them go. What was trimmed
+        further than that before stays so: then the answer is above `before`.
+
+        Raises `InvalidSession`, `InvalidRange` for a `before` above the last seq + 1 (nothing was changed), and
+        `Unavailable` when the system does not answer for a while: then it may have been done, now or a little later. Doing
+        it again is harmless.
+        """
+        return await self._reader().trim(session, before)
 
     def subscribe(self, sessions: Sessions, after: int | None = 0, *, cursor: str | None = None) -> Subscription:
         """The session's messages after seq `after`, then those to come; `after=None`: only those to come.
@@ -223,7 +241,8 @@ class Client:
         them. However many they are, 8192 messages or 4 MiB wait here for the reader at most: one that is slow is fed from
         history, and loses nothing. With `cursor="name"`, what the reader has confirmed (`Subscription.confirm`) is kept in
         the outbox's file; once there is such a cursor for a session, it says where to begin, and `after` does not.
-        Raises `InvalidSession`, `InvalidRange`, and `UsageError` for a cursor without an outbox file.
+        Raises `InvalidSession`, `InvalidRange`, and `UsageError` for a cursor without an outbox file. The iteration raises
+        `HistoryTrimmed` where the next message of a session is gone (see `Subscription`).
         """
         return self._readers().subscribe(sessions, after, cursor)
 
@@ -233,6 +252,10 @@ class Client:
         ``async for message in client.sync({"room-42": 17, …})``: in order in each session, in no order between them, and then
         it ends. Costs one question for the heads of all sessions, and then only those with news. The mapping is not changed:
         note what you got, and a call that was cut short goes on from there. Raises as `heads` does.
+
+        Raises `HistoryTrimmed` when what was missed of a session is gone, wholly or in part, after what had come before of any
+        session was handed on. Put ``error.first_available - 1`` into the mapping for ``error.session``, and call it again:
+        it goes on with what is there of that session, and with the others.
         """
         return self._readers().sync(cursors)
 

@@ -17,7 +17,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
-from trilogue.actors.protocol.errors import ClientClosed, TrilogueError, UsageError
+from trilogue.actors.protocol.errors import ClientClosed, HistoryTrimmed, TrilogueError, UsageError
 from trilogue.actors.protocol.ids import check_key
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.messages import Ack, Message
@@ -170,6 +170,10 @@ class SyncClient:
         """As `Client.heads`."""
         return self._call(lambda: self._client.heads(sessions))
 
+    def trim(self, session: str, *, before: int) -> int:
+        """As `Client.trim`."""
+        return self._call(lambda: self._client.trim(session, before=before))
+
     def subscribe(self, sessions: Sessions, after: int | None = 0, *, cursor: str | None = None) -> SyncSubscription:
         """As `Client.subscribe`, for ``for message in …`` and ``with …``."""
 
@@ -181,8 +185,13 @@ class SyncClient:
     def sync(self, cursors: Mapping[str, int]) -> Iterator[Message]:
         """As `Client.sync`, for ``for message in …``."""
         messages = self._client.sync(cursors)
-        while batch := self._call(lambda: some(messages, SYNC_BATCH_MESSAGES)):
+        while True:
+            batch, error = self._call(lambda: some(messages, SYNC_BATCH_MESSAGES))
             yield from batch
+            if error is not None:
+                raise error
+            if not batch:
+                return
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -308,7 +317,7 @@ class SyncSubscription:
                 raise StopIteration
         return self._taken.popleft()
 
-    def confirm(self, message: Message) -> None:
+    def confirm(self, message: Message | HistoryTrimmed) -> None:
         """As `Subscription.confirm`, and wait until it is on disk. One call for the last of many messages will do for all."""
 
         async def confirm() -> None:

@@ -39,8 +39,8 @@ class Reader(Protocol):
     def delivered(self, delivery: Delivery) -> None:
         """Committed runs came; others may have got the same."""
 
-    def ended(self, code: int, text: str) -> None:
-        """Nothing more comes under this number."""
+    def ended(self, code: int, text: str, *gone: Any) -> None:
+        """Nothing more comes under this number. `gone` is what TRIMMED adds: a session, and its first message now."""
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -303,10 +303,10 @@ class Link:
                 self.pump()
                 self._on_settled()
             case Say.ENDED:
-                _, number, code, text = message
+                _, number, code, text, *gone = message
                 ended = self.readers.pop(number, None)
                 if ended is not None:
-                    ended.ended(code, text)
+                    ended.ended(code, text, *gone)
             case Say.OPEN:
                 _, partition, epoch, _, body_bytes_max = message
                 self._on_open(connection, partition, epoch, body_bytes_max)

@@ -7,6 +7,7 @@ nor the order inside a session: the parts hand on what is in order. Rules:
    `WINDOW_BYTES` bytes (and one message), however many sessions there are. Each part has an equal share of it, and at least
    `SHARE_MESSAGES_MIN` and `SHARE_BYTES_MIN`.
 2. Credit is given back when a quarter of a share is free, not for each message.
+3. When one part fails for good, nothing more is asked for in any: the reader gets what had come, and then the error.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Feed:
         self._task.cancel()
         for part in self._parts:
             part.leave()
+        self._parts = []
         self.started.set()
         self.changed.set()
 
@@ -115,10 +117,7 @@ class Feed:
 
     def failed(self, error: TrilogueError) -> None:
         """This can never go away."""
-        self.error = self.error or error
-        self.started.set()
-        self.changed.set()
-        self._task.cancel()
+        self.close(error)
 
     def share(self) -> tuple[int, int]:
         """The credit, in messages and bytes, that a part may ask for now, at most."""

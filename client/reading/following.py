@@ -114,14 +114,17 @@ class Following:
         return places
 
 
-async def some(messages: AsyncGenerator[Message, None], count: int) -> list[Message]:
-    """The next messages, `count` at most; fewer only at the end."""
+async def some(messages: AsyncGenerator[Message, None], count: int) -> tuple[list[Message], TrilogueError | None]:
+    """The next messages, `count` at most, and the error that comes after them; fewer only before an error or at the end."""
     found: list[Message] = []
-    async for message in messages:
-        found.append(message)
-        if len(found) >= count:
-            break
-    return found
+    try:
+        async for message in messages:
+            found.append(message)
+            if len(found) >= count:
+                break
+    except TrilogueError as error:
+        return found, error
+    return found, None
 
 
 def _checked(sessions: Sessions, after: int | None) -> dict[str, int | None]:

@@ -1,10 +1,12 @@
-"""History and heads: pages asked for until the answer is whole.
+"""History and heads: pages asked for until the answer is whole; and trims.
 
 Owns the check of what is asked for, and the paging. It must not know connections beyond `ask`, nor lanes. Rules:
 
 1. A page may be shorter than asked for; the next one starts where it ended. What is returned has no hole, or nothing is
    returned.
 2. A head below what an ack or a read has shown is an old SessionActor's: it is asked again on a fresh route (design §9).
+3. Where the first message of a page is gone, `HistoryTrimmed` says so, and what was read before it is not returned. Only who
+   asks for the newest messages gets those that are left.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from trilogue.actors.protocol.errors import InvalidRange, UsageError
+from trilogue.actors.protocol.errors import HistoryTrimmed, InvalidRange, UsageError
 from trilogue.actors.protocol.ids import check_session, partition_of
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import Message, Run, messages_of
@@ -52,10 +54,21 @@ class Reading:
         if after:
             raise InvalidRange("last= counts from the newest message: leave after= out")
         runs, head = await self._page(Say.NEWEST, session, min(last, self._limits.history_messages_max))
-        newest = _following(runs, max(head - last, 0), head)
-        if newest is not None:
-            return newest
-        return await self._pages(session, max(head - last, 0), min(last, head)) if head else []
+        after = max(head - last, 0)
+        newest = None if isinstance(runs, int) else _following(runs, after, head)
+        return newest if newest is not None else await self._left(session, after, head)
+
+    async def trim(self, session: str, before: int) -> int:
+        """As `Client.trim`."""
+        check_session(session)
+        check_count("before", before, 1, SEQ_MAX)
+
+        def accept(answer: Any) -> str | None:
+            if type(answer) is not int or answer < before:
+                return f"TRIM of session {session!r} before {before} was answered with {str(answer)[:80]}"
+            return None
+
+        return int(await self._connections.ask(session, accept, Say.TRIM, session, before))
 
     async def heads(self, sessions: Iterable[str]) -> dict[str, int]:
         """As `Client.heads`."""
@@ -79,16 +92,25 @@ class Reading:
         return {session: found[session] for session in wanted}
 
     async def page(self, session: str, after: int, limit: int) -> tuple[list[Run], int]:
-        """One page of history and the head: runs that follow `after` without a hole, at least one if there is one."""
+        """One page of history and the head: runs that follow `after` without a hole, at least one if there is one.
 
-        def accept(runs: list[Run], head: int) -> str | None:
+        Raises `HistoryTrimmed` when the message after `after` is gone.
+        """
+
+        def accept(runs: list[Run] | int, head: int) -> str | None:
+            if isinstance(runs, int):
+                whole = runs > after + 1
+                return None if whole else f"session {session!r} begins with {runs}, so nothing after {after} was trimmed"
             if runs and _following(runs, after, runs[-1].first_seq + len(runs[-1].bodies) - 1) is None:
                 return f"the history of session {session!r} after {after} came with a hole"
             if not runs and head > after:
                 return f"the history of session {session!r} after {after} came empty, though it goes up to {head}"
             return None
 
-        return await self._page(Say.HISTORY, session, after, min(limit, self._limits.history_messages_max), check=accept)
+        runs, head = await self._page(Say.HISTORY, session, after, min(limit, self._limits.history_messages_max), check=accept)
+        if isinstance(runs, int):
+            raise HistoryTrimmed(session, runs)
+        return runs, head
 
     async def _pages(self, session: str, after: int, limit: int) -> list[Message]:
         messages: list[Message] = []
@@ -102,16 +124,26 @@ class Reading:
         del messages[limit:]
         return messages
 
+    async def _left(self, session: str, after: int, upto: int) -> list[Message]:
+        """The messages after `after` up to `upto` that are there: all of them but the first ones, if those were trimmed."""
+        while after < upto:
+            try:
+                return await self._pages(session, after, upto - after)
+            except HistoryTrimmed as trimmed:
+                after = trimmed.first_available - 1
+        return []
+
     async def _page(
-        self, say: Say, session: str, *items: Any, check: Callable[[list[Run], int], str | None] | None = None
-    ) -> tuple[list[Run], int]:
+        self, say: Say, session: str, *items: Any, check: Callable[[list[Run] | int, int], str | None] | None = None
+    ) -> tuple[list[Run] | int, int]:
+        """The answer and the head: runs, or the first seq that is there."""
         heads = self._connections.heads
-        page: list[tuple[list[Run], int]] = []
+        page: list[tuple[list[Run] | int, int]] = []
 
         def accept(answer: Any) -> str | None:
             try:
                 raw, head = answer
-                runs = runs_of(session, raw)
+                runs = raw if type(raw) is int else runs_of(session, raw)
                 behind = head < heads.of(session)
             except (TypeError, ValueError) as error:
                 return f"{say.name} was answered in an unknown shape: {error}"

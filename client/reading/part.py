@@ -5,7 +5,8 @@ the SessionActor has left. It must not know who reads. Rules:
 
 1. Each session's messages are handed on in order, each once (G7), across lost connections and moved partitions: the next
    SUBSCRIBE starts after the last seq that was received in order.
-2. Whatever is missing in a session is asked for, before anything after it is handed on.
+2. Whatever is missing in a session is asked for, before anything after it is handed on. If it was trimmed, the subscription
+   fails with `HistoryTrimmed`, after what was handed on before: a hole is never passed over.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from trilogue.actors.protocol.errors import ProtocolError, TrilogueError, Unavailable
+from trilogue.actors.protocol.errors import HistoryTrimmed, ProtocolError, TrilogueError, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.messages import Message, Run
 from trilogue.actors.protocol.subscriptions import MESSAGE_COST_BYTES
-from trilogue.actors.protocol.vocabulary import Say
+from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.wire import Connection, Refused
 from trilogue.client.connecting.backoff import reconnect_after_s
 from trilogue.client.connecting.connections import Connections
@@ -99,13 +100,19 @@ class Part:
         else:
             self._take(delivery.session, inbox, delivery.runs)
 
-    def ended(self, code: int, text: str) -> None:
+    def ended(self, code: int, text: str, *gone: Any) -> None:
         """Nothing more comes under this number: for good, or until it is asked for anew."""
-        if is_final(code):
+        connection = self._connection
+        self.lost()
+        if code == Code.TRIMMED:
+            session, first_available = gone
+            if session not in self._inboxes or type(first_available) is not int:
+                raise ValueError(f"what was trimmed is told as {str(gone)[:80]}")
+            self._owner.failed(HistoryTrimmed(session, first_available))
+        elif is_final(code):
             self._owner.failed(error_of(code, text))
         elif self._link is not None and has_moved(code):
-            self._link.move(self._connection, text)
-        self.lost()
+            self._link.move(connection, text)
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -134,7 +141,7 @@ class Part:
                     await self._follow()
             except Unavailable:
                 pass
-            except ProtocolError as error:
+            except TrilogueError as error:
                 self._owner.failed(error)
             self.leave()
             await asyncio.sleep(reconnect_after_s(attempt, self._jitter()))

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
-from trilogue.actors.protocol.errors import ClientClosed, UsageError
+from trilogue.actors.protocol.errors import ClientClosed, HistoryTrimmed, UsageError
 from trilogue.actors.protocol.messages import Message
 from trilogue.client.reading.feed import WINDOW_MESSAGES, Feed
 
@@ -20,6 +20,10 @@ class Subscription:
 
     Also an async context manager: with ``async with``, `after=None` means "from the moment the block is entered".
     It waits for ever while the system is unreachable; what ends it is an error that can never go away, or `aclose`.
+
+    One such error is `HistoryTrimmed(session, first_available)`: what comes next in that session is gone. The iteration
+    raises it after all that had come before, in any session, was handed on; entering a block never does. Nothing is left out
+    in silence: subscribe again, with ``after=error.first_available - 1`` for that session, to go on with what is there.
     """
 
     def __init__(
@@ -56,8 +60,9 @@ class Subscription:
         """
         return (await self._filled()).take(messages_max)
 
-    def confirm(self, message: Message) -> asyncio.Future[None]:
+    def confirm(self, message: Message | HistoryTrimmed) -> asyncio.Future[None]:
         """This message was handled, and all before it in its session: whoever subscribes with this cursor next begins after it.
+        Given a `HistoryTrimmed`, all that is gone counts as handled: who subscribes next begins with what is there.
 
         It is written at once; confirmations that come meanwhile share the next write. Await the future to know that it is on
         disk: from then on the message is never delivered again under this cursor, crash or not. What was not confirmed is
@@ -66,7 +71,8 @@ class Subscription:
         """
         if self._confirm is None:
             raise UsageError('there is nothing to confirm without a cursor: give subscribe(..., cursor="a name")')
-        return self._confirm(message.session, message.seq)
+        seq = message.first_available - 1 if isinstance(message, HistoryTrimmed) else message.seq
+        return self._confirm(message.session, seq)
 
     async def _filled(self) -> Feed:
         """The feed, as soon as a message waits in it."""
@@ -93,8 +99,9 @@ class Subscription:
         if self._feed is None:
             self._feed = self._make()
         await self._feed.started.wait()
-        if self._feed.error is not None and not self._feed.waiting:
-            raise self._feed.error
+        error = self._feed.error
+        if error is not None and not self._feed.waiting and not isinstance(error, HistoryTrimmed):
+            raise error
         return self._feed
 
     def _end(self) -> None:

@@ -51,12 +51,17 @@ class Cluster:
         self.skips: set[tuple[str, str, int]] = set()
         self.keys: dict[tuple[str, str], int] = {}  # (session, key) -> seq
         self.aliases: dict[tuple[str, str, int], int] = {}  # -> seq
+        self.trimmed: dict[str, int] = {}  # session -> the first seq that is there
 
     def numbers(self, session: str, sender_id: str) -> dict[int, int]:
         """n -> seq (0: a skip)."""
         found = {n: seq for seq, (i, n, _) in enumerate(self.sessions.get(session, []), 1) if i == sender_id}
         aliases = {n: seq for (s, i, n), seq in self.aliases.items() if (s, i) == (session, sender_id)}
         return found | aliases | {n: 0 for s, i, n in self.skips if (s, i) == (session, sender_id)}
+
+    def first(self, session: str) -> int:
+        """The first seq that can be read."""
+        return self.trimmed.get(session, 1)
 
     def bodies(self, session: str) -> list[bytes]:
         """The session's bodies in seq order."""
@@ -167,6 +172,8 @@ class FakeSessionActor:
             case [Say.UNSUBSCRIBE, number]:
                 self.credit.pop(number, None)
                 self.subscriptions = {key: value for key, value in self.subscriptions.items() if key[0] != number}
+            case [Say.TRIM, int(request), session, before] if not 0 < before <= self._head(session) + 1:
+                connection.refuse(request, Code.INVALID_RANGE, f"before={before}: 1 to {self._head(session) + 1}")
             case [_, int(request), *items]:
                 if message[0] not in (Say.WHERE, Say.PING) and self.refuse_requests:
                     code, text = self.refuse_requests.pop(0)
@@ -180,11 +187,17 @@ class FakeSessionActor:
             case Say.WHERE, _:
                 writers = {partition: list(writer) for partition, writer in cluster.writers.items()}
                 return {"cluster": "test", "partitions": cluster.partitions, "writers": writers, "addresses": []}
+            case Say.HISTORY, [session, after, limit] if after + 1 < cluster.first(session) and after < self._head(session):
+                return [cluster.first(session), self._head(session)]
             case Say.HISTORY, [session, after, limit]:
                 return [self.runs(session, after, min(limit, self.page_messages)), self._head(session)]
             case Say.NEWEST, [session, last]:
                 head = self._head(session)
-                return [self.runs(session, max(head - min(last, self.page_messages), 0), last), head]
+                start = max(head - min(last, self.page_messages), cluster.first(session) - 1)
+                return [self.runs(session, start, last), head]
+            case Say.TRIM, [session, before]:
+                cluster.trimmed[session] = max(before, cluster.first(session))
+                return cluster.first(session)
             case Say.HEADS, [sessions]:
                 return [self._head(session) for session in sessions]
             case Say.SUBSCRIBE, [number, sessions, messages, size]:
@@ -247,7 +260,15 @@ class FakeSessionActor:
 
     def _feed(self) -> None:
         for (number, session), (connection, at) in list(self.subscriptions.items()):
+            if number not in self.credit:
+                continue  # it has ended
             credit, due = self.credit[number], []
+            first = self.cluster.first(session)
+            if at + 1 < first and at < len(self.cluster.sessions[session]) and min(credit) > 0:
+                connection.send([Say.ENDED, number, Code.TRIMMED, f"begins with {first}", session, first])
+                del self.credit[number]
+                self.subscriptions = {key: value for key, value in self.subscriptions.items() if key[0] != number}
+                continue
             for run in self.runs(session, at, max(credit[0], 0)):
                 if credit[1] <= 0:
                     break

@@ -180,7 +180,9 @@ async def test_a_sync_that_was_cut_short_goes_on_where_its_caller_says() -> None
     async with system({"room": 50, "hall": 50}) as (client, _):
         got = Got({"room": 0, "hall": 10})
         missed = client.sync(got.at)
-        for message in await some(missed, 33):
+        messages, error = await some(missed, 33)
+        assert error is None
+        for message in messages:
             got.take(message)
         await missed.aclose()
         async for message in client.sync(got.at):

@@ -1,9 +1,10 @@
-"""What readers ask a SessionActor for: pages of a history, newest seqs, subscriptions, and trims (design §9).
+"""What readers ask a SessionActor for: pages of a history, newest seqs, subscriptions, trims, stores to read from (design §9).
 
 Owns the checks of these requests and their answers. It must not know how sessions are numbered: how far one may be read it is
 told (`Wanted`), whether the session was in memory or not. Rules:
 
-1. Nothing is shown above what is committed; what lies below comes out of a store.
+1. Nothing is shown above what is committed; what lies below comes out of a store. Who reads much is told which stores hold all
+   of it, and how far it is committed, and asks them: writers are not held up by it.
 2. A subscription begins in the turn in which its sessions' last seqs are known, right after its answer: no run slips between.
    It takes credit from the moment on at which it is asked for: a client gives more before it has the answer.
 3. At most `loads_at_once_max` requests wait for cold sessions at any time, each for at most `subscribe_sessions_max`; others
@@ -48,8 +49,10 @@ class Reads:
         want: Callable[[Wanted], None],
         page: Page,
         note: Note,
+        holders: Callable[[int], list[Any] | None],
     ) -> None:
         self._limits, self._readers, self._want, self._page, self._note = limits, readers, want, page, note
+        self._holders = holders
         self._owns, self._is_hot = owns, is_hot
         self._loading = asyncio.Semaphore(limits.loads_at_once_max)
         self._beginning: set[tuple[Connection, int, int]] = set()  # subscriptions whose sessions are being looked up
@@ -70,6 +73,10 @@ class Reads:
                 case Say.HEADS, [list(sessions)]:
                     self._check_heads(sessions)
                     answer_later(connection, request, lambda: self._heads(sessions))
+                case Say.HOLDERS, [int(partition)]:
+                    if (holders := self._holders(partition)) is None:
+                        raise _NotHere(f"partition {partition} is not here: look it up again")
+                    connection.reply(request, holders)
                 case Say.SUBSCRIBE, [int(number), list(sessions), int(messages), int(size)]:
                     places = self._places(sessions)
                     self._readers.open(connection, number, messages, size)

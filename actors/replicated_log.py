@@ -164,6 +164,12 @@ class ReplicatedLog:
         return [(one.first, [member.name for member in one.members]) for one in ranges]
 
     @property
+    def holders(self) -> list[str]:
+        """Where the stores are that hold the whole log, the one first that has its index at hand."""
+        links = self._links.by_key
+        return [links[key].peer for key in (self._log.whole if self._log is not None else ()) if key in links]
+
+    @property
     def store_addresses(self) -> list[str]:
         """Where the connected stores are."""
         return [connection.peer for connection in self._links.by_key.values()]

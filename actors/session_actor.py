@@ -64,7 +64,7 @@ class SessionActor:
         self._readers = Readers(config.limits, lambda sessions, then: self._reads.load(sessions, then), self._page)
         self._reads = Reads(
             config.limits, self._readers, lambda session: self._sequencer.owns(session),
-            lambda session: self._sequencer.is_hot(session), self._handle, self._page, self._note,
+            lambda session: self._sequencer.is_hot(session), self._handle, self._page, self._note, self._holders,
         )  # fmt: skip
         self._info = {"role": "session", "name": config.name, "cluster": config.cluster_id, "pid": os.getpid()}
         self._server = Server(
@@ -317,6 +317,9 @@ class SessionActor:
     async def _page(self, session: str, after: int, limit: int, size: int) -> list[Any] | int:
         page: list[Any] | int = await self._log.ask(Say.RUNS, self._partition, self._log.committed, session, after, limit, size)
         return page
+
+    def _holders(self, partition: int) -> list[Any] | None:
+        return [self._log.committed, self._log.holders] if partition == self._partition else None
 
     # ------------------------------------------------------------------ effects
 

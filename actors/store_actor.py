@@ -289,7 +289,7 @@ class StoreActor:
             self._on_repair(connection, request, arguments)
         elif say in READS and (reader := self._reader) is not None:
             read = reader.reading(say, arguments)
-            answer_later(connection, request, lambda: reader.answer(read))
+            answer_later(connection, request, lambda: reader.answer(read, connection if say == Say.RECORDS else None))
         else:
             raise ProtocolError(f"a store knows no request {say} of this shape")
 

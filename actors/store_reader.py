@@ -15,7 +15,8 @@ Rules:
    caught up at once.
 5. A closed file of the journal is read once more, and summarised, so that the next opening need not read it
    (``journal.summary``): behind all else that is due, in the same slices.
-6. A frame that cannot be read is told, so that it is taken back from a peer (`found_bad`, called in the reader's thread).
+6. At most `records_pages_at_once_max` pages of records are on their way, and none to whom has not taken those before.
+7. A frame that cannot be read is told, so that it is taken back from a peer (`found_bad`, called in the reader's thread).
 """
 
 from __future__ import annotations
@@ -41,18 +42,19 @@ from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.submissions import Question
 from trilogue.actors.protocol.thinning import find_record, last_stored
-from trilogue.actors.protocol.vocabulary import Say
+from trilogue.actors.protocol.vocabulary import Piece, Say
 from trilogue.actors.store_places import FramePlaces
+from trilogue.actors.wire import Connection
 
 logger = logging.getLogger(__name__)
 
-READS = (Say.FRAMES, Say.STATES, Say.RUNS, Say.RECALL, Say.OLD)
+READS = (Say.FRAMES, Say.STATES, Say.RUNS, Say.RECORDS, Say.SESSIONS, Say.RECALL, Say.OLD)
 SLICE_S = 0.001
 """How long the thread works on indexes before others may have it: an append that comes meanwhile waits for it."""
 ASKED_SLICE_S = 0.25
 """How long it works on an index that is behind before who asked is told to ask again."""
 STATES_SLICE_S = 0.05
-"""How long it looks up sessions for one request (70 µs each) before the rest is to be asked for again."""
+"""How long it looks up sessions for one request (70 µs each), or reads records, before the rest is to be asked for again."""
 READ_AHEAD_BYTES = 256 * 1024
 RESTS_WHILE_BUSY = 3
 """How many times as long as a slice it rests after it while the store writes: a quarter of the time is its share."""
@@ -87,11 +89,21 @@ class StoreReader:
         self._ahead: dict[int, ReadAhead] = {}
         self._summary: Iterator[None] | None = None  # it is being made, of the file `_summarised`; those before are there
         self._summarised = 0
+        self._pages = asyncio.Semaphore(limits.records_pages_at_once_max)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trilogue-read")
 
-    async def answer(self, read: Callable[[], Any]) -> Any:
-        """Run what `reading` gave in the reader's thread. Raises `Corrupt` or `Unavailable`."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, read)
+    async def answer(self, read: Callable[[], Any], asker: Connection | None = None) -> Any:
+        """Run what `reading` gave in the reader's thread; for an `asker`, when he has taken what was said to him before.
+
+        Raises `Corrupt` or `Unavailable`.
+        """
+        loop = asyncio.get_running_loop()
+        while asker is not None:
+            await asker.drained()  # not while he holds a place: who stands still keeps none
+            async with self._pages:
+                if asker.writable or asker.closed:
+                    return await loop.run_in_executor(self._thread, read)
+        return await loop.run_in_executor(self._thread, read)
 
     def reading(self, say: int, arguments: list[Any]) -> Callable[[], Any]:
         """What to run for a request. Raises `ProtocolError` for one of unknown shape."""
@@ -113,6 +125,16 @@ class StoreReader:
                 )
             case Say.OLD, [int(partition), int(upto), int(before_us), int(size)]:
                 return lambda: self._ask(partition, upto, lambda index, _: self._old(index, upto, before_us, size))
+            case Say.RECORDS, [int(partition), int(upto), list(asked)]:
+                pieces, page_bytes = [*map(Piece.of, asked)], self._limits.history_bytes_max
+                return lambda: self._ask(
+                    partition, upto, lambda index, read: index.records(pieces, _for_a_while_below(page_bytes), read)
+                )
+            case Say.SESSIONS, [int(partition), int(upto), str(above)]:
+                count = self._limits.records_sessions_max
+                return lambda: self._ask(
+                    partition, upto, lambda index, _: index.sessions(above, count, _for_a_while_below(count))
+                )
             case Say.RECALL, [int(partition), int(upto), str(session), str(sender_id), int(first_n), int(last_n)]:
                 return lambda: self._ask(
                     partition, upto, lambda index, read: index.recall(session, sender_id, first_n, last_n, read)
@@ -307,6 +329,12 @@ def _for_a_while(sessions: list[Question]) -> Iterator[Question]:
         if k and monotonic() >= deadline:
             return
         yield session
+
+
+def _for_a_while_below(bound: int) -> Callable[[int], bool]:
+    """Whether an answer of that size goes on: up to the bound, and no longer than others may wait for this thread."""
+    deadline = monotonic() + STATES_SLICE_S
+    return lambda size: size < bound and monotonic() < deadline
 
 
 def _asked_for(item: Any) -> Question:

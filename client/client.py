@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from trilogue.actors.protocol.errors import (
     ClientClosed,
@@ -38,6 +39,11 @@ from trilogue.client.sending.deadlines import Deadlines
 from trilogue.client.sending.desk import CLOSED, NOT_OPEN, Desk
 from trilogue.client.sending.flushing import Flush, Mark
 from trilogue.client.sending.giving_up import check_deadline
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from trilogue.client.reading.tables import Tables
 
 REACH_AGAIN_AFTER_S = 0.1
 
@@ -79,6 +85,7 @@ class Client:
         self._connections: Connections | None = None
         self._following: Following | None = None
         self._deadlines: Deadlines | None = None
+        self._tables: Tables | None = None
 
     # ------------------------------------------------------------------ sending
 
@@ -215,6 +222,15 @@ class Client:
         """
         return await self._reader().history(session, after, limit, last)
 
+    async def table(self, session: str, after: int = 0, limit: int | None = None) -> pyarrow.Table:
+        """The session's messages after seq `after`, in order and without a hole, as a `pyarrow.Table`; at most `limit`.
+
+        Columns: session, seq, sender, sender_id, n, sent_at and stored_at (timestamps, µs, UTC), body (binary); names are
+        dictionary-encoded. It is read in pages of about a MiB up to the session's head at the time of the call, and built
+        column by column: it takes the memory of what was asked for. Raises as `history` does.
+        """
+        return await self._by_columns().table(session, after, limit)
+
     async def heads(self, sessions: Iterable[str]) -> dict[str, int]:
         """The last seq of each session, 0 where there is none. Raises as `history` does."""
         return await self._reader().heads(sessions)
@@ -349,6 +365,8 @@ class Client:
             self._deadlines.close()
         if self._following is not None:
             self._following.close(ClientClosed(CLOSED))
+        if self._tables is not None:
+            self._tables.close()
         if self._connections is not None:
             await self._connections.close()
         self._presence.end(CLOSED)
@@ -366,6 +384,15 @@ class Client:
     def _reader(self) -> Reading:
         self._desk.check_open()
         return self._reading
+
+    def _by_columns(self) -> Tables:
+        self._desk.check_open()
+        if self._tables is None:
+            from trilogue.client.reading.tables import Tables  # Arrow takes a moment to load
+
+            assert self._connections is not None
+            self._tables = Tables(self._connections, self._reading, self._limits)
+        return self._tables
 
     def _readers(self) -> Following:
         self._desk.check_open()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from time import monotonic
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trilogue.actors.protocol.errors import ClientClosed, HistoryTrimmed, TrilogueError, UsageError
 from trilogue.actors.protocol.ids import check_key
@@ -26,6 +26,9 @@ from trilogue.client.connecting.presence import ClientState
 from trilogue.client.reading.following import SYNC_BATCH_MESSAGES, Sessions, some
 from trilogue.client.reading.subscription import Subscription
 from trilogue.client.sending.giving_up import check_deadline
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Result = TypeVar("Result")
 
@@ -165,6 +168,10 @@ class SyncClient:
     def history(self, session: str, after: int = 0, limit: int = 100, last: int | None = None) -> list[Message]:
         """As `Client.history`."""
         return self._call(lambda: self._client.history(session, after, limit, last))
+
+    def table(self, session: str, after: int = 0, limit: int | None = None) -> pyarrow.Table:
+        """As `Client.table`."""
+        return self._call(lambda: self._client.table(session, after, limit))
 
     def heads(self, sessions: Iterable[str]) -> dict[str, int]:
         """As `Client.heads`."""

@@ -106,6 +106,11 @@ _FIRST_BEHIND: Final = (
     "SELECT first_seq, at, last_seq, entries, crc FROM parts WHERE segment = ?1 AND session = ?2 AND first_seq >= coalesce("
     "(SELECT max(first_seq) FROM parts WHERE segment = ?1 AND session = ?2 AND at <= ?3), 0) ORDER BY first_seq, at"
 )
+_NAMES: Final = (
+    "WITH RECURSIVE names(name) AS (SELECT min(session) FROM parts WHERE segment = ?1 AND session > ?2 UNION ALL"
+    " SELECT (SELECT min(session) FROM parts WHERE segment = ?1 AND session > names.name) FROM names WHERE name IS NOT NULL"
+    " LIMIT ?3) SELECT name FROM names WHERE name IS NOT NULL"
+)
 _ABOVE_ALL_NAMES: Final = chr(0x10FFFF) * 2
 
 
@@ -193,6 +198,11 @@ class Catalogue:
     def segments_with(self, partition: int, session: str) -> list[int]:
         """The segments that name the session, oldest first."""
         return [row[0] for row in self.database.execute(_SEGMENTS_WITH, (partition, session))]
+
+    def names(self, partition: int, above: str, count: int) -> list[str]:
+        """Sessions whose names are above that one: the first `count` of each segment, some of them several times."""
+        segments = [segment.id for segment in self.segments if segment.partition == partition]
+        return [row[0] for segment in segments for row in self.database.execute(_NAMES, (segment, above, count))]
 
     def last_seq(self, segments: list[int], session: str) -> int:
         """The session's last seq in these segments, 0 if there is none."""

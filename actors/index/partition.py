@@ -7,15 +7,17 @@ time to write. Used by one thread. Rules:
 2. What the catalogue says ends at its newest segment's `upto`, what is being written begins there, what is recent behind it:
    each frame is in exactly one of them.
 3. No hole is passed over: runs that do not follow each other break an invariant, or are the catalogue's damage.
-4. Records are compared with what was asked for after they were read: an entry only says where one should be.
+4. Records are compared with what was asked for after they were read: an entry only says where one should be. What leaves as
+   it lies in the log is compared by its session here, and by its numbers by whoever unpacks it.
 5. What trims say of the frames that are in is gone: it is not read any more, though its numbers are. Where a session begins now
-   is told instead of a page (`runs`).
+   is told instead of a page (`runs`, `records`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from heapq import nsmallest
 from itertools import chain
 from typing import Any
 
@@ -24,8 +26,9 @@ import msgpack
 from trilogue.actors.index.catalogue import Catalogue, CatalogueDamaged
 from trilogue.actors.index.entries import POSITION_BITS, Part, Place
 from trilogue.actors.index.recent import Recent, RecentSession
-from trilogue.actors.protocol.messages import KEYED, Floor, Gone, Numbered, Run, Trim, part_of, unpack_record
+from trilogue.actors.protocol.messages import GONE, KEYED, RUN, Floor, Gone, Numbered, Run, Trim, part_of, unpack_record
 from trilogue.actors.protocol.submissions import Question
+from trilogue.actors.protocol.vocabulary import Piece
 
 STATE_ITEM_BYTES = 24
 """What an item of a page of states takes on the wire beside its name (at most 4 bytes a character), rounded up."""
@@ -39,6 +42,9 @@ ReadFrame = Callable[[int], bytes]
 
 ReadRecord = Callable[[str, Place], bytes]
 """Reads the bytes of one record of a session."""
+
+GoesOn = Callable[[int], bool]
+"""Whether an answer that has so many bytes may go on."""
 
 
 class PartitionIndex:
@@ -144,6 +150,23 @@ class PartitionIndex:
                 return entry.last_n(sender_id)
         return self._catalogue.last_n(segments, session, sender_id)
 
+    # ------------------------------------------------------------------ which sessions there are
+
+    def sessions(self, above: str, count: int, goes_on: GoesOn) -> list[Any]:
+        """What SESSIONS answers: those whose names are above that one, at most `count`, and from which name on to ask again."""
+        names = set(self._catalogue.names(self.partition, above, count + 1))
+        for memory in (self.leaving, self.recent):
+            if memory is not None:
+                names.update(nsmallest(count + 1, (name for name in memory.sessions if name > above)))
+        found: list[list[Any]] = []
+        for looked_at, name in enumerate(sorted(names)):
+            if looked_at == count or (looked_at and not goes_on(looked_at)):
+                return [found, above]
+            above = name
+            if last_seq := self._last_seq(name):
+                found.append([name, self.first_available(name), last_seq])
+        return [found, ""]
+
     # ------------------------------------------------------------------ runs
 
     def runs(self, session: str, after: int, limit: int, bytes_max: int, read: ReadRecord) -> list[Run] | int:
@@ -171,6 +194,32 @@ class PartitionIndex:
             limit -= count
             size += place.size
         return found
+
+    def records(self, asked: Iterable[Piece], goes_on: GoesOn, read: ReadRecord) -> list[Any]:
+        """What RECORDS answers: runs, packed as they lie in the log, without a hole in each piece, at least one if there is;
+        and if the next one is gone, where its session begins now."""
+        found: list[bytes] = []
+        size = 0
+        for session, after, last, inside in asked:
+            trimmed, floor = self._trimmed(session), self.recent.floor
+            heads, gone = (_heads_of(session, RUN, 8), _heads_of(session, KEYED, 9)), _heads_of(session, GONE, 7)
+            for place in self._places_from(session, after + 1):
+                if place.first_seq <= after and not inside:
+                    continue
+                if place.first_seq > last:
+                    break
+                if found and not goes_on(size):
+                    return [b"".join(found), None]
+                if max(place.first_seq, after + 1) < trimmed or place.frame_index <= floor:
+                    return [b"".join(found), [session, self.first_available(session)]]
+                record = read(session, place)
+                if record.startswith(gone):  # the trim lies behind what this asker knows of
+                    return [b"".join(found), [session, place.first_seq + place.messages]]
+                if not record.startswith(heads):
+                    raise CatalogueDamaged(f"another record lies where seq {place.first_seq} of session {session!r} should be")
+                found.append(record)
+                size += place.size
+        return [b"".join(found), None]
 
     def _places_from(self, session: str, seq: int) -> Iterator[Place]:
         """The session's runs from the one on that holds `seq`, each following the one before."""
@@ -273,6 +322,11 @@ class PartitionIndex:
             if (record.session, record.sender_id) == (session, sender_id):
                 found.append(_numbers_of(record, first_n, last_n))
         return found
+
+
+def _heads_of(session: str, kind: int, items: int) -> bytes:
+    """How a record of a session begins in a frame: the head of an array, its kind, the name."""
+    return b"%c%c%b" % (0x90 | items, kind, msgpack.packb(session))
 
 
 def _numbers_of(record: Numbered, first_n: int, last_n: int) -> Numbered:

@@ -98,6 +98,8 @@ class Limits:
     history_messages_max: int = 10_000
     history_bytes_max: int = 4 * MIB
     heads_sessions_max: int = 10_000
+    records_pages_at_once_max: int = 8  # of one store
+    records_sessions_max: int = 4_096  # in a page of records, or in one of sessions
     page_messages_max: int = 2_048
     page_bytes_max: int = 512 * KIB
     credit_messages_max: int = 65_536
@@ -130,6 +132,7 @@ class Limits:
             "a page of history that one last run overfills fits a wire frame",
         )
         require(2 * self.member_lag_ms <= self.redis_timeout_ms, "a slow server is first a slow member, then a lost one")
+        require(self.records_sessions_max * 288 + 64 * KIB <= self.wire_bytes_max, "a page of sessions fits a wire frame")
         require(self.frame_bytes_max < 16 * MIB, "an entry of a store's index has 24 bits for a place inside a frame")
         require(self.index_merge_segments_max >= 2, "a merge makes fewer segments of them")
         require(self.index_resting_bytes_max <= self.index_recent_bytes_max, "what stays in memory is recent")

@@ -28,6 +28,8 @@ Numbers are never given a second meaning.
                    TRIM       [id, session, before]                                     -> first_available: what lies below it
                                                                                         is gone, on all stores
                    HEADS      [id, [session …]]                                         -> [last_seq …]
+                   HOLDERS    [id, partition]                                           -> [committed, [address …]]: stores that
+                                                                                        hold all frames, committed up to there
                    SUBSCRIBE  [id, subscription, [[session, after or None] …], messages, bytes] -> [after …]; more sessions
                                                                                         for the subscription, which begins
                                                                                         with the first; credit is added
@@ -63,6 +65,17 @@ Numbers are never given a second meaning.
                                                                                         not heard the writer (-1: disconnected)
                    DAMAGED    [id, partition]                                           -> [index …]: frames that went bad
                    REPAIR     [id, partition, epoch, writer, [frame …]]                 -> how many of them are whole again
+    clients        RECORDS    [id, partition, upto, [[session, after, last, inside] …]] -> [bytes, None or [session,
+     to store                                                                           first_available]]: runs as they lie in
+                                                                                        frames, those that begin behind `after`
+                                                                                        and not behind `last`; inside: also the
+                                                                                        one in which `after` + 1 lies, wherever
+                                                                                        it begins; as many as fit, in order, up
+                                                                                        to the first one that is gone
+                   SESSIONS   [id, partition, upto, above]                              -> [[[session, first_seq, last_seq] …],
+                                                                                        above]: those that have messages, in the
+                                                                                        order of their names; from which name on
+                                                                                        to ask again, "" if there are no more
     anyone         CHARTER    [id] or [id, number]                                      -> [acceptor, number, {name: acceptor}]:
      to store, for                                                                      the newest, or that one (number 0: none)
      the register  FOUND      [id, number, {name: acceptor}]                            -> None: it knows this charter now
@@ -77,7 +90,9 @@ Numbers are never given a second meaning.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from trilogue.actors.protocol.errors import ProtocolError
 
 
 class Say(IntEnum):
@@ -105,6 +120,7 @@ class Say(IntEnum):
     CREDIT = 26
     UNSUBSCRIBE = 27
     TRIM = 28
+    HOLDERS = 29
 
     INSPECT = 30
     FENCE = 31
@@ -127,6 +143,8 @@ class Say(IntEnum):
     REPAIR = 47
     DAMAGED = 48
     STATES = 49
+    RECORDS = 51
+    SESSIONS = 52
 
     TAKE = 50
 
@@ -202,3 +220,23 @@ class FenceAnswer(NamedTuple):
     certain: bool
     base: int
     tail: list[TailEntry]
+
+
+class Piece(NamedTuple):
+    """A part of a session's history that RECORDS asks for: the runs that begin behind `after` and not behind `last`.
+
+    `inside`: also the run that `after` + 1 lies in, wherever it begins. Pieces that follow each other, each but the first
+    without it, are answered with each run once.
+    """
+
+    session: str
+    after: int
+    last: int
+    inside: bool
+
+    @classmethod
+    def of(cls, item: Any) -> Piece:
+        """The piece out of its array. Raises `ProtocolError` for an unknown shape."""
+        if type(item) is list and [*map(type, item)] == [str, int, int, bool] and 0 <= item[1] <= item[2]:
+            return cls(*item)
+        raise ProtocolError("a piece of a session has an unknown shape")

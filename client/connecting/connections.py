@@ -82,6 +82,10 @@ class Connections:
 
     async def link_of(self, session: str, deadline: float) -> Link:
         """The session's link. Raises `Unavailable` at `deadline` if the system was never reached."""
+        return self._link(partition_of(session, await self.learned(deadline)))
+
+    async def learned(self, deadline: float) -> int:
+        """How many partitions there are. Raises `Unavailable` at `deadline` if the system was never reached."""
         if self.routes.partitions is None:
             self.learn()
             try:
@@ -90,7 +94,7 @@ class Connections:
             except TimeoutError:
                 raise Unavailable(self.trouble) from None
         assert self.routes.partitions is not None
-        return self._link(partition_of(session, self.routes.partitions))
+        return self.routes.partitions
 
     def deadline(self) -> float:
         """Until when a request that is made now is repeated, in the loop's time."""
@@ -99,9 +103,20 @@ class Connections:
     async def ask(self, session: str, accept: Callable[[Any], str | None], say: Say, *items: Any) -> Any:
         """Ask the session's SessionActor until `accept` has nothing against the answer (it says what, otherwise)."""
         deadline = self.deadline()
+        link = await self.link_of(session, deadline)
+        return await self._ask(link, f"session {session!r}", deadline, accept, say, items)
+
+    async def ask_partition(self, partition: int, accept: Callable[[Any], str | None], say: Say, *items: Any) -> Any:
+        """As `ask`, of the SessionActor of a partition."""
+        deadline = self.deadline()
+        await self.learned(deadline)
+        return await self._ask(self._link(partition), f"partition {partition}", deadline, accept, say, items)
+
+    async def _ask(
+        self, link: Link, what: str, deadline: float, accept: Callable[[Any], str | None], say: Say, items: tuple[Any, ...]
+    ) -> Any:
         attempt = 0
         while True:
-            link = await self.link_of(session, deadline)
             connection = None
             try:
                 connection = await link.readable(deadline)
@@ -120,7 +135,7 @@ class Connections:
                 why = str(error)
             attempt += 1
             if self._loop.time() >= deadline:
-                raise Unavailable(f"{say.name} of session {session!r} failed {attempt} times: {why}; try again later")
+                raise Unavailable(f"{say.name} of {what} failed {attempt} times: {why}; try again later")
             await asyncio.sleep(reconnect_after_s(attempt, self._jitter()))
 
     @property

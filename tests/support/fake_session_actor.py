@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgpack
+
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.subscriptions import MESSAGE_COST_BYTES
 from trilogue.actors.protocol.vocabulary import Code, Say
@@ -200,6 +202,15 @@ class FakeSessionActor:
                 return cluster.first(session)
             case Say.HEADS, [sessions]:
                 return [self._head(session) for session in sessions]
+            case Say.HOLDERS, [_]:
+                return [1, [self.server.address]]  # it is its own store
+            case Say.RECORDS, [_, _, pieces]:
+                records = [run for session, after, last, _ in pieces for run in self.runs(session, after, last - after)]
+                return [b"".join(map(msgpack.packb, records[: self.page_messages])), None]
+            case Say.SESSIONS, [_, _, above]:
+                named = sorted(name for name in cluster.sessions if name > above)
+                page = [[name, 1, len(cluster.sessions[name])] for name in named[: self.page_messages]]
+                return [page, named[self.page_messages - 1] if len(named) > self.page_messages else ""]
             case Say.SUBSCRIBE, [number, sessions, messages, size]:
                 self._give(number, messages, size)
                 begun = []

@@ -26,7 +26,7 @@ TOKEN = "the token"
 DEADLINE_S = 20
 SMALL = Limits(
     body_bytes_max=100, submit_bytes_max=200, frame_bytes_target=100, frame_bytes_max=80 * KIB, wire_bytes_max=160 * KIB,
-    states_names_max=8,
+    states_names_max=8, records_sessions_max=8,
     journal_file_bytes=160 * KIB, history_bytes_max=8 * KIB, page_bytes_max=4 * KIB,
     credit_bytes_max=8 * KIB,
 )  # fmt: skip

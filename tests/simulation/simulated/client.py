@@ -51,6 +51,7 @@ LIMITS = Limits(
     page_bytes_max=4 * KIB,
     credit_bytes_max=16 * KIB,
     states_names_max=64,
+    records_sessions_max=64,
 )
 
 

@@ -71,6 +71,7 @@ SMALL = Limits(
     senders_hot_max=2,
     session_senders_hot_max=1,
     states_names_max=3,
+    records_sessions_max=64,
     loads_at_once_max=1,
     subscribe_sessions_max=1,
 )

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from indexed_log import FOR_EVER, SENDERS, SESSIONS, Log
 from trilogue.actors.index import partition
+from trilogue.actors.index.catalogue import CatalogueDamaged
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.protocol.invariants import InvariantBroken
-from trilogue.actors.protocol.messages import Message, Run, messages_of
+from trilogue.actors.protocol.messages import FLOOR, TRIM, Floor, Message, Run, Trim, messages_of
 from trilogue.actors.protocol.submissions import Question
+from trilogue.actors.protocol.vocabulary import Piece
+from trilogue.client.reading.windows import page_in
 
 LOTS = 1 << 30
 LOGS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 5)), max_size=25).map(Log)
@@ -60,6 +63,72 @@ def test_pages_that_are_bounded_by_bytes_follow_each_other_without_a_hole(
     while page := index.runs(session, len(found), 1000, bytes_max, log.read):
         found += [message for run in page for message in messages_of(run)]
     assert found == log.messages[session]
+
+
+@given(LOGS, CUTS, st.lists(st.tuples(st.sampled_from(SESSIONS), st.integers(0, 40), st.integers(0, 40)), max_size=3))
+def test_records_of_a_piece_are_the_runs_that_begin_in_it_and_the_one_that_it_begins_in(
+    log: Log, cuts: list[tuple[int, bool]], asked: list[tuple[str, int, int]]
+) -> None:
+    index = index_of(log, cuts)
+    for inside in (False, True):
+        pieces = [Piece(session, after, after + count, inside) for session, after, count in asked]
+        expected = [
+            run
+            for session, after, last, _ in pieces
+            for run in log.index().runs(session, 0, LOTS, LOTS, log.read)
+            if after < run.first_seq <= last
+            or (inside and run.first_seq <= after < last and run.first_seq + len(run.bodies) > after + 1)
+        ]
+        assert page_in(index.records(pieces, lambda size: True, log.read))[::2] == (expected, None)
+        found = page_in(index.records(pieces, lambda size: False, log.read)).runs
+        assert found == expected[:1], "a page that has no room has one run"
+
+
+def test_a_record_of_another_session_is_never_handed_out() -> None:
+    log = Log([(0, 0, 3), (1, 0, 3)])
+    other = next(log.index()._places_from("t", 1))
+    with pytest.raises(CatalogueDamaged, match="another record"):
+        log.index().records([Piece("s", 0, 9, True)], lambda size: True, lambda session, place: log.read(session, other))
+
+
+@given(LOGS, CUTS, st.sampled_from(SESSIONS), st.integers(1, 40), st.integers(0, 40), st.booleans())
+def test_records_end_where_something_is_gone_and_say_from_where_on_nothing_is(
+    log: Log, cuts: list[tuple[int, bool]], session: str, before: int, after: int, by_floor: bool
+) -> None:
+    whole = log.index().runs(session, 0, LOTS, LOTS, log.read)
+    assert isinstance(whole, list)
+    last_seq, floor = len(log.messages[session]), min(before, len(log.frames))
+    if by_floor and floor:
+        log._frame([Floor(FLOOR, floor, 9)])
+    else:
+        log._frame([Trim(TRIM, session, min(before, last_seq + 1), 9)])
+    index = index_of(log, cuts)
+    first = index.first_available(session)
+    [listed] = [item for item in index.sessions("", 99, lambda size: True)[0] if item[0] == session] or [[session, first, 0]]
+    assert listed == [session, first, last_seq]
+    page = page_in(index.records([Piece(session, after, max(after, last_seq), True)], lambda size: True, log.read))
+    wanted = [run for run in whole if after + 1 < run.first_seq + len(run.bodies)] if after < last_seq else []
+    if wanted and max(wanted[0].first_seq, after + 1) < first:
+        assert (page.runs, page.gone) == ([], (session, first))
+    else:
+        assert (page.runs, page.gone) == (wanted, None)
+
+
+@given(LOGS, CUTS, st.integers(1, 3), st.booleans())
+def test_list_of_sessions_has_each_that_has_messages_in_the_order_of_names(
+    log: Log, cuts: list[tuple[int, bool]], count: int, in_time: bool
+) -> None:
+    index = index_of(log, cuts)
+    found, above = list[list[Any]](), ""
+    while True:
+        page, next_above = index.sessions(above, count, lambda looked_at: in_time)
+        assert len(page) <= count
+        found += page
+        if not next_above:
+            break
+        assert next_above > above
+        above = next_above
+    assert found == [[name, 1, len(log.messages[name])] for name in sorted(SESSIONS) if log.messages[name]]
 
 
 @given(LOGS, CUTS, st.sampled_from(SESSIONS), st.sampled_from(SENDERS), st.data())

@@ -9,28 +9,33 @@ partition's writer asks for the list, fetches the frames from other stores and s
 3. A frame is bad from when it could not be read, by the scrubber or for somebody, until it has been written again, or until the
    store does not hold it any more.
 4. What a peer sends is written only if it is the very frame that was stored: its CRC has been known since. So damage on a
-   minority never spreads, whoever sends.
+   minority never spreads, whoever sends. Where what is left of a frame has another size here, its file is written anew.
+5. The files are read in the reader's thread (``store_reader``), in which frames move.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from trilogue.actors.journal import InPlace, Position
 from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.protocol.errors import Corrupt
-from trilogue.actors.protocol.frames import decode_frame
 from trilogue.actors.protocol.holdings import PartitionState
 from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.thinning import header_of
 
 logger = logging.getLogger(__name__)
 
 FRAME_COST_BYTES = 4096
 BATCH_BYTES = 256 * 1024
 BAD_TOLD_MAX = 64
+
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs something in the thread that reads."""
 
 
 class Target(NamedTuple):
@@ -53,6 +58,10 @@ class Catalogue(Protocol):
 
     def stored(self, partition: int, frame_index: int) -> Target | None:
         """The frame at this index."""
+        ...
+
+    def place_of(self, key: FrameKey) -> Position | None:
+        """Where it lies now. Any thread may ask."""
         ...
 
 
@@ -94,6 +103,10 @@ class Held:
         if crc is None or position is None:
             return None
         return Target(FrameKey(partition, frame_index, crc), position)
+
+    def place_of(self, key: FrameKey) -> Position | None:
+        """Where it lies now. Any thread may ask."""
+        return self._places[key.partition].at(key.frame_index)
 
 
 class Round:
@@ -152,8 +165,18 @@ class Round:
 class Scrubber:
     """The scrubber of one store. `run` it in the background."""
 
-    def __init__(self, journal: InPlace, catalogue: Catalogue, on_mended: Callable[[int], None], limits: Limits) -> None:
+    def __init__(
+        self,
+        journal: InPlace,
+        catalogue: Catalogue,
+        on_mended: Callable[[int], None],
+        limits: Limits,
+        in_thread: InThread = asyncio.to_thread,
+        put_back: Callable[[Position, bytes], None] = lambda position, frame: None,
+    ) -> None:
+        """`put_back`: write this frame's file anew, with these bytes where it lies; then `mended` is called."""
         self._journal = journal
+        self._in_thread, self._put_back = in_thread, put_back
         self._on_mended = on_mended  # of a partition
         self._catalogue = catalogue
         self._round = Round(catalogue, limits)
@@ -171,7 +194,7 @@ class Scrubber:
 
     async def scrub(self, batch: Sequence[Target]) -> None:
         """Read these frames again, in a thread."""
-        for target, problem in await asyncio.to_thread(self._read, batch):
+        for target, problem in await self._in_thread(partial(self._read, batch)):
             if self._is_stored(target):
                 self.found_bad(target.key.partition, target.key.frame_index, problem)
         self.frames_read += len(batch)
@@ -195,7 +218,7 @@ class Scrubber:
         """
         mended = 0
         for frame in frames:
-            header = decode_frame(frame, len(frame))
+            header = header_of(frame, len(frame))
             target = self._catalogue.stored(partition, header.index)
             if (partition, header.index) not in self._bad or target is None:
                 continue
@@ -203,16 +226,30 @@ class Scrubber:
                 logger.error("frame %d that came for partition %d is not the one that was stored", header.index, partition)
                 continue
             try:
-                await asyncio.to_thread(self._journal.rewrite_in_place, target.position, target.key, frame)
+                if await self._in_thread(partial(self._write, target, frame)):
+                    mended += self.mended(partition, header.index)
             except Corrupt as error:
                 self._bad[partition, header.index] = str(error)
-                continue
-            if self._bad.pop((partition, header.index), None) is not None:
-                mended += 1
-                self.frames_mended += 1
-                self._on_mended(partition)
-                logger.warning("frame %d of partition %d was mended from a peer", header.index, partition)
         return mended
+
+    def mended(self, partition: int, frame_index: int) -> int:
+        """The frame is whole again; 0 if it was not bad."""
+        if self._bad.pop((partition, frame_index), None) is None:
+            return 0
+        self.frames_mended += 1
+        self._on_mended(partition)
+        logger.warning("frame %d of partition %d was mended from a peer", frame_index, partition)
+        return 1
+
+    def _write(self, target: Target, frame: bytes) -> bool:
+        """Whether it is whole again."""
+        if self._catalogue.place_of(target.key) != target.position:
+            return False  # its file was written anew meanwhile
+        if len(frame) == target.position.size:
+            self._journal.rewrite_in_place(target.position, target.key, frame)
+            return True
+        self._put_back(target.position, frame)
+        return False
 
     def status(self) -> dict[str, Any]:
         """For people: how far it is, and what is bad now."""
@@ -234,6 +271,8 @@ class Scrubber:
     def _read(self, batch: Sequence[Target]) -> list[tuple[Target, str]]:
         problems: list[tuple[Target, str]] = []
         for target in batch:
+            if self._catalogue.place_of(target.key) != target.position:
+                continue
             try:
                 self._journal.check_in_place(target.position, target.key)
             except Corrupt as error:

@@ -182,10 +182,13 @@ class StoreActor:
         mark = f"{identity.store} {identity.incarnation} {identity.log_id:x}"
         self._indexes = IndexKeeper(journal.directory, mark, self._held.crc_at, self._limits)
         self._reader = StoreReader(
-            journal, self._held.places, self._indexes, self._held.committed_upto, self._found_bad, self._limits
+            journal, self._held.places, self._indexes, self._held.committed_upto, self._found_bad, self._is_back, self._limits
         )
         catalogue = Held(self._held.state.partitions, self._held.places)
-        self._scrubber = Scrubber(journal, catalogue, self._reader.readable_again, self._limits)
+        reader = self._reader
+        self._scrubber = Scrubber(
+            journal, catalogue, reader.readable_again, self._limits, reader.answer, reader.thinner.put_back
+        )
         self._full = journal.full
         settle_process()
         self._info.update(store=identity.store, incarnation=identity.incarnation)
@@ -197,6 +200,11 @@ class StoreActor:
         """The reader's thread could not read a frame."""
         if self._scrubber is not None:
             self._loop.call_soon_threadsafe(self._scrubber.found_bad, partition, index, problem)
+
+    def _is_back(self, partition: int, index: int) -> None:
+        """The reader's thread wrote a file anew, with this frame in it."""
+        if self._scrubber is not None:
+            self._loop.call_soon_threadsafe(self._scrubber.mended, partition, index)
 
     async def _reason_to_end(self, directory: tuple[int, ...]) -> str:
         """Returns when the process must end, to begin anew: for most stores, never."""

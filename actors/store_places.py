@@ -3,7 +3,8 @@
 Owns the places, and nothing else: which frames there are is decided by ``protocol.holdings``, and told here once it is on
 disk. It must not know what a frame holds. Rules:
 
-1. The store's event loop changes it, in the order in which the journal was written; any thread may ask.
+1. The store's event loop changes it, in the order in which the journal was written; any thread may ask. One thing is done by
+   the thread that reads: a frame moves, when its file was written anew (`move`).
 2. Whoever asks while the base moves gets the place of the frame that he asked for, or none: never another one's.
 """
 
@@ -38,6 +39,11 @@ class Places:
     def __getitem__(self, at: int) -> Position:
         where, size = self._where[at], self._sizes[at]
         return _new(Position, (where >> _OFFSET_BITS, (where & _OFFSETS) * ALIGNMENT, size * ALIGNMENT))
+
+    def __setitem__(self, at: int, position: Position) -> None:
+        file, offset, size = position
+        self._where[at] = file << _OFFSET_BITS | offset // ALIGNMENT
+        self._sizes[at] = size // ALIGNMENT
 
     def append(self, position: Position) -> None:
         """Put a place behind all others."""
@@ -89,13 +95,26 @@ class FramePlaces:
     def at(self, index: int) -> Position | None:
         """Where the frame at `index` lies; nothing if it is not held."""
         with self._lock:
-            first, places = self.base, self._chain
-            if index < first:
-                at = bisect_right(self._older, index, key=lambda piece: piece[0]) - 1
-                if at < 0:
-                    return None
-                first, places = self._older[at]
-            return places[index - first] if index < first + len(places) else None
+            held = self._held(index)
+            return held[0][held[1]] if held is not None else None
+
+    def move(self, index: int, old: Position, new: Position) -> bool:
+        """The frame lies elsewhere now, if this was its place."""
+        with self._lock:
+            held = self._held(index)
+            if held is None or held[0][held[1]] != old:
+                return False
+            held[0][held[1]] = new
+            return True
+
+    def _held(self, index: int) -> tuple[Places, int] | None:
+        first, places = self.base, self._chain
+        if index < first:
+            at = bisect_right(self._older, index, key=lambda piece: piece[0]) - 1
+            if at < 0:
+                return None
+            first, places = self._older[at]
+        return (places, index - first) if index < first + len(places) else None
 
     def row(self, first: int, last: int, bytes_max: int) -> list[Position]:
         """Where the frames from `first` on lie, up to `last`, as far as they lie one behind the other: about `bytes_max`."""

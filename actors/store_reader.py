@@ -13,10 +13,14 @@ Rules:
    write; with a quarter of it at most while it does, and then only where its writer says that a taker would ask here first
    (three stores that did so cost 80 µs a lonely message). Who asks while one is far behind is told so, and that partition is
    caught up at once.
-5. A closed file of the journal is read once more, and summarised, so that the next opening need not read it
+5. An index that is more than a file of the journal behind is caught up in any case, so that what is trimmed becomes known here.
+   Behind all else that is due, files are written anew without what is gone (``thinner``).
+6. A closed file of the journal is read once more, and summarised, so that the next opening need not read it
    (``journal.summary``): behind all else that is due, in the same slices.
-6. At most `records_pages_at_once_max` pages of records are on their way, and none to whom has not taken those before.
-7. A frame that cannot be read is told, so that it is taken back from a peer (`found_bad`, called in the reader's thread).
+7. A frame that cannot be read is told, so that it is taken back from a peer (`found_bad`, called in the reader's thread), and
+   so is one that is back (`is_back`).
+8. Whoever else reads the journal's files does it in this thread, for in it frames move.
+9. At most `records_pages_at_once_max` pages of records are on their way, and none to whom has not taken those before.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ from trilogue.actors.protocol.submissions import Question
 from trilogue.actors.protocol.thinning import find_record, last_stored
 from trilogue.actors.protocol.vocabulary import Piece, Say
 from trilogue.actors.store_places import FramePlaces
+from trilogue.actors.thinner import Thinner
 from trilogue.actors.wire import Connection
 
 logger = logging.getLogger(__name__)
@@ -75,6 +80,7 @@ class StoreReader:
         indexes: IndexKeeper,
         committed_upto: Callable[[int], int],
         found_bad: Callable[[int, int, str], None],
+        is_back: Callable[[int, int], None],
         limits: Limits,
     ) -> None:
         self._journal = journal
@@ -89,6 +95,7 @@ class StoreReader:
         self._ahead: dict[int, ReadAhead] = {}
         self._summary: Iterator[None] | None = None  # it is being made, of the file `_summarised`; those before are there
         self._summarised = 0
+        self.thinner = Thinner(journal, places, indexes, limits, self._summarise_again, is_back)
         self._pages = asyncio.Semaphore(limits.records_pages_at_once_max)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trilogue-read")
 
@@ -159,7 +166,7 @@ class StoreReader:
             quiet_s = clock() - wrote_at
             busy = quiet_s < QUIET_S
             urgent = not busy or bool(self._asked_for)
-            partitions = [p for p in self._places if p in self._warm or p in self._asked_for or not busy]
+            partitions = [p for p in self._places if p in self._warm or p in self._asked_for or not busy or self._lags(p)]
             more, took_s = await self.answer(partial(self._work_a_little, partitions, rest=quiet_s >= REST_S))
             if not more:
                 await asyncio.sleep(LOOK_AGAIN_S)
@@ -173,11 +180,16 @@ class StoreReader:
             for partition in partitions:
                 more = self._catch_up(partition, began + SLICE_S) or more
             more = self._indexes.tidy(monotonic() + SLICE_S, rest=rest and not more) or more
-            more = more or self._summarise(monotonic() + SLICE_S)
+            more = more or self._summarise(monotonic() + SLICE_S) or self.thinner.work(monotonic() + SLICE_S)
         except (CatalogueDamaged, sqlite3.Error) as damage:
             self._discard(damage)
             more = True
         return more, monotonic() - began
+
+    def _summarise_again(self, number: int) -> None:
+        """That file was written anew."""
+        if number <= self._summarised:
+            self._summarised, self._summary = number - 1, None
 
     def _summarise(self, deadline: float) -> bool:
         """Go on with the summary of a closed file until the deadline; whether there is more to do."""
@@ -198,6 +210,12 @@ class StoreReader:
             logger.warning("journal file %d is not summarised: %s", self._summarised, error)
             self._summary = None
         return True
+
+    def _lags(self, partition: int) -> bool:
+        """Whether the partition's index is more than a file behind."""
+        index = self._indexes.indexes.get(partition)
+        position = self._places[partition].at(index.upto + 1 if index is not None else 1)
+        return position is not None and position.file < self._journal.newest_file - 1
 
     def _catch_up(self, partition: int, deadline: float) -> bool:
         """Take committed frames into the partition's index until the deadline; whether there are more."""
@@ -244,6 +262,7 @@ class StoreReader:
 
     def _discard(self, damage: Exception) -> None:
         self._indexes.discard(damage)
+        self.thinner.start_again()
         self._ahead.clear()
 
     def _frame(self, partition: int, index: int) -> bytes:

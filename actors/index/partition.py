@@ -202,7 +202,7 @@ class PartitionIndex:
         size = 0
         for session, after, last, inside in asked:
             trimmed, floor = self._trimmed(session), self.recent.floor
-            heads, gone = (_heads_of(session, RUN, 8), _heads_of(session, KEYED, 9)), _heads_of(session, GONE, 7)
+            heads, gone = (_heads_of(session, RUN, 8), _heads_of(session, KEYED, 9)), _heads_of(session, GONE, 8)
             for place in self._places_from(session, after + 1):
                 if place.first_seq <= after and not inside:
                     continue
@@ -266,16 +266,14 @@ class PartitionIndex:
                     return max(trimmed, place.first_seq)
         return max(trimmed, self._last_seq(session) + 1)
 
-    def gone(self, key_honoured_us: int) -> Callable[[int, list[Any]], bool]:
-        """Tells of a frame's index and a record with messages in it, as an array, whether all of these are gone, and need not
-        be kept for their idempotency keys either. It remembers what it has looked up: nothing may be taken in meanwhile."""
-        floor, keys_from_us = self.recent.floor, self.recent.last_stored_at_us - key_honoured_us
+    def gone(self) -> Callable[[int, list[Any]], bool]:
+        """Tells of a frame's index and a record with messages in it, as an array, whether all of these are gone. It remembers
+        what it has looked up: what is taken in later it may not know."""
+        floor = self.recent.floor
         trims: dict[str, int] = {}
 
         def is_gone(frame_index: int, item: list[Any]) -> bool:
-            kind, session, _, _, first_seq, stored_at_us, _, bodies, *_ = item
-            if kind == KEYED and stored_at_us >= keys_from_us:
-                return False
+            session, first_seq, bodies = item[1], item[4], item[7]
             if frame_index <= floor:
                 return True
             if session not in trims:
@@ -284,26 +282,26 @@ class PartitionIndex:
 
         return is_gone
 
-    def take_news(self) -> list[str]:
-        """The sessions that trims have named since this was asked last."""
-        news: list[str] = []
+    def take_news(self) -> list[tuple[str, int]]:
+        """The sessions that trims have named since this was asked last, each with the seq below which its messages are gone."""
+        news: list[tuple[str, int]] = []
         for recent in (self.leaving, self.recent):
             if recent is not None:
                 news += recent.news
                 recent.news = []
         return news
 
-    def trimmed_sessions(self, after: str, count: int) -> list[str]:
-        """Sessions of the catalogue that were trimmed, in the order of their names behind `after`: `count` at most."""
-        return [session for session, _ in self._catalogue.trimmed_sessions(self.partition, after, count)]
+    def trimmed_sessions(self, after: str, count: int) -> list[tuple[str, int]]:
+        """Those of the catalogue, as `take_news` gives them, in the order of their names behind `after`: `count` at most."""
+        return self._catalogue.trimmed_sessions(self.partition, after, count)
 
-    def frames_below(self, session: str) -> Iterator[int]:
-        """In which frames the session's messages lie that trims of it say are gone; some of them more than once."""
-        before = self._trimmed(session)
-        for place in self._places_from(session, 1):
-            if place.first_seq >= before:
+    def gone_records(self, session: str, first: int, before: int) -> Iterator[tuple[int, int]]:
+        """The session's records from seq `first` on, below `before`: of each its frame, and its size when it was taken in."""
+        for place in self._places_from(session, first):
+            if place.first_seq + place.messages > before:
                 return
-            yield place.frame_index
+            if place.frame_index > self.recent.floor:
+                yield place.frame_index, place.size
 
     # ------------------------------------------------------------------ retries
 

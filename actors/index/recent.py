@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 from zlib import crc32
 
 import msgpack
@@ -20,7 +21,7 @@ import msgpack
 from trilogue.actors.index.entries import ENTRY_BYTES, Part, Place, pack_entry, sender_crc
 from trilogue.actors.protocol.invariants import violated
 from trilogue.actors.protocol.keys import KnownKey, digest_of
-from trilogue.actors.protocol.messages import KEYED, Floor, Gone, Run, Trim, keys_of, unpack_record
+from trilogue.actors.protocol.messages import GONE, KEYED, Floor, Gone, Record, Run, Trim, keys_of, unpack_record
 from trilogue.actors.protocol.thinning import records_at
 
 # Measured with tracemalloc, CPython 3.11: names of 20 and 40 characters.
@@ -45,15 +46,14 @@ class RecentSession:
         self.senders: dict[str, array[int]] = {}
         self.keys: dict[str, KnownKey] | None = None  # idempotency keys; None as long as there is none
 
-    def note_keys(self, run: Run, keys: list[str | None]) -> int:
-        """These messages have these keys; how much more memory that takes."""
+    def note_keys(self, first_seq: int, stored_at_us: int, keyed: Iterable[tuple[int, str, bytes]]) -> int:
+        """Messages of a run that have keys: (which one, its key, its digest) each; how much more memory that takes."""
         known = self.keys = self.keys or {}
         size = 0
-        for k, (key, body) in enumerate(zip(keys, run.bodies, strict=True)):
-            if key is not None:
-                known.pop(key, None)  # the newest last
-                known[key] = KnownKey(run.first_seq + k, run.stored_at_us, digest_of(body))
-                size += KEY_BYTES + len(key)
+        for k, key, digest in keyed:
+            known.pop(key, None)  # the newest last
+            known[key] = KnownKey(first_seq + k, stored_at_us, digest)
+            size += KEY_BYTES + len(key)
         return size
 
     @property
@@ -97,7 +97,7 @@ class Recent:
         self.sessions: dict[str, RecentSession] = {}
         self.trims: dict[str, int] = {}  # session -> its messages below this seq are gone
         self.floor = floor  # messages in frames up to this one are gone
-        self.news: list[str] = []  # sessions that were trimmed since somebody looked
+        self.news: list[tuple[str, int]] = []  # the trims since somebody looked
         self.size_bytes = 0
         self._names: dict[str, str] = {}  # one string for a sender's id, in however many sessions it is
 
@@ -143,8 +143,8 @@ class Recent:
                 size += SENDER_BYTES
             own.append(len(entry.entries) // ENTRY_BYTES)
             where = at + start, end - start, crc32(payload[start:end]), sender_crc(sender_id)
-            if item[0] == KEYED and isinstance(record, Run):
-                size += entry.note_keys(record, keys_of(item))
+            if item[0] == KEYED or (item[0] == GONE and item[7]):
+                size += entry.note_keys(first_seq, stored_at_us, _keyed(record, item))
             entry.entries += pack_entry(first_seq, first_n, frame_index, *where)
             size += RECORD_BYTES
         self.upto = frame_index
@@ -156,7 +156,16 @@ class Recent:
         if isinstance(record, Floor):
             self.floor = max(self.floor, record.upto)
             return 0
-        self.news.append(record.session)
+        self.news.append((record.session, record.before))
         before = self.trims.get(record.session, 0)
         self.trims[record.session] = max(before, record.before)
         return 0 if before else TRIM_BYTES + 2 * len(record.session)
+
+
+def _keyed(record: Record, item: list[Any]) -> Iterator[tuple[int, str, bytes]]:
+    if isinstance(record, Gone):
+        yield from map(tuple, record.keyed)
+    elif isinstance(record, Run):
+        for k, (key, body) in enumerate(zip(keys_of(item), record.bodies, strict=True)):
+            if key is not None:
+                yield k, key, digest_of(body)

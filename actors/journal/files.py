@@ -146,8 +146,9 @@ class FileReader:
 
     __slots__ = ("_block", "_fd", "_start", "number", "path", "size")
 
-    def __init__(self, directory: Path, number: int) -> None:
-        self.path = file_path(directory, number)
+    def __init__(self, directory: Path, number: int, path: Path | None = None) -> None:
+        """`path`: where it lies as long as it has not got its name."""
+        self.path = path or file_path(directory, number)
         self.number = number
         self._block = memoryview(b"")
         self._start = 0

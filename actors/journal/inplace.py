@@ -22,7 +22,7 @@ from trilogue.actors.journal.files import JournalBroken, corrupt, disk_error, fi
 from trilogue.actors.journal.records import Position
 from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.protocol.errors import ProtocolError
-from trilogue.actors.protocol.frames import decode_frame
+from trilogue.actors.protocol.thinning import header_of
 
 
 def check_in_place(directory: Path, position: Position, key: FrameKey) -> None:
@@ -79,7 +79,7 @@ def _check(fd: int, path: Path, position: Position, key: FrameKey) -> None:
 
 def _difference(frame: bytes, position: Position, key: FrameKey) -> str:
     try:
-        header = decode_frame(frame, position.size)
+        header = header_of(frame, position.size)
     except ProtocolError as error:
         return str(error)
     found = FrameKey(header.partition, header.index, header.header_crc)

@@ -6,7 +6,7 @@ told only when all of it is durable; positions are the journal's own business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from trilogue.actors.journal.files import Buffer
 from trilogue.actors.journal.identity import Identity
 from trilogue.actors.journal.records import FenceRecord, FillRecord, JoinRecord, Position
 from trilogue.actors.journal.salvage import FrameKey
+from trilogue.actors.journal.thin_file import Thin, ThinFile
 
 Record = FenceRecord | JoinRecord | FillRecord
 """What is appended beside frames."""
@@ -42,6 +43,8 @@ class StoreJournal(InPlace, Protocol):
     identity: Identity
     full: bool
     fdatasyncs: int
+    freed_bytes: int
+    """Of closed files, since it was opened."""
 
     @property
     def incarnation(self) -> int:
@@ -66,6 +69,19 @@ class StoreJournal(InPlace, Protocol):
 
     def closed_files(self) -> range:
         """The numbers of files that do not grow any more, and may be summarised."""
+        ...
+
+    @property
+    def newest_file(self) -> int:
+        """The number of the file that grows."""
+        ...
+
+    def file_bytes(self, number: int) -> int:
+        """How large a closed file is."""
+        ...
+
+    def written_anew(self, number: int, thin: Thin, instead: Mapping[int, tuple[int, bytes]]) -> ThinFile:
+        """A closed file, to be written anew without what is gone."""
         ...
 
     def bytes_free(self) -> int | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,9 +37,10 @@ from trilogue.actors.journal.files import (
     unreadable,
     write_all,
 )
-from trilogue.actors.journal.identity import FORMAT, Identity, no_space, write_identity
+from trilogue.actors.journal.identity import Identity, no_space, write_identity
 from trilogue.actors.journal.inplace import check_in_place, rewrite_in_place
 from trilogue.actors.journal.records import (
+    FILE_FORMAT_PLAIN,
     Entry,
     FenceRecord,
     FileRecord,
@@ -47,20 +48,23 @@ from trilogue.actors.journal.records import (
     IncarnationRaised,
     JoinRecord,
     Position,
+    ThinFrame,
     control_bytes,
     encode_control,
     follows,
 )
 from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.journal.scan import Scanner, Tail
+from trilogue.actors.journal.thin_file import Thin, ThinFile
 from trilogue.actors.protocol.errors import ProtocolError
-from trilogue.actors.protocol.frames import ALIGNMENT, HEADER_BYTES, decode_frame
+from trilogue.actors.protocol.frames import ALIGNMENT, HEADER_BYTES
 from trilogue.actors.protocol.invariants import require, violated
 from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.thinning import header_of
 
 _new = tuple.__new__
 
-Record = FenceRecord | JoinRecord | FillRecord
+Record = FenceRecord | JoinRecord | FillRecord | ThinFrame
 """What is appended beside frames."""
 
 
@@ -74,6 +78,7 @@ class Journal:
         self.full = False  # the last append, or the opening, found no space
         self.bytes_written = 0  # since it was opened
         self.fdatasyncs = 0
+        self.freed_bytes = 0  # of closed files, since it was opened
         self._file_bytes = file_bytes
         self._fences = scanner.fences
         self._joins = {partition: state.joins for partition, state in scanner.partitions.items() if state.joins}
@@ -135,6 +140,19 @@ class Journal:
         """How often this store began, or lost what it may have promised: from 1 on."""
         return self.identity.incarnation
 
+    @property
+    def newest_file(self) -> int:
+        """The number of the file that grows."""
+        return self._number
+
+    def file_bytes(self, number: int) -> int:
+        """How large that file is."""
+        return file_path(self.directory, number).stat().st_size
+
+    def written_anew(self, number: int, thin: Thin, instead: Mapping[int, tuple[int, bytes]]) -> ThinFile:
+        """A closed file, to be written anew without what is gone."""
+        return ThinFile(self.directory, number, self.identity, thin, instead)
+
     def closed_files(self) -> range:
         """The numbers of the files that do not grow any more."""
         return range(1, self._number)
@@ -150,7 +168,7 @@ class Journal:
         return self._append(entries)
 
     def read(self, position: Position) -> bytes:
-        """The frame at `position`, which `append` or a replay gave, checked again. Any thread may call it.
+        """The frame at `position`, which `append` or a replay gave, whole or thin, checked again. Any thread may call it.
 
         Raises `Corrupt` if the disk does not give back what was stored there.
         """
@@ -167,7 +185,7 @@ class Journal:
             at = position.offset - start
             frame = data[at : at + position.size]
             try:
-                header = decode_frame(frame, position.size)
+                header = header_of(frame, position.size)
             except ProtocolError as error:
                 raise corrupt(path, position.offset, str(error)) from None
             if header.log_id != self.identity.log_id or header.flags:
@@ -212,7 +230,8 @@ class Journal:
             "store": self.identity.store,
             "incarnation": self.incarnation,
             "files": self._number,
-            "bytes": self._older_bytes + self._offset,
+            "bytes": self._older_bytes + self._offset - self.freed_bytes,
+            "freed_bytes": self.freed_bytes,
             "bytes_written": self.bytes_written,
             "fdatasyncs": self.fdatasyncs,
             "full": self.full,
@@ -382,7 +401,7 @@ def _begin(directory: Path, identity: Identity, numbers: Sequence[int], file_byt
 
 def _head(identity: Identity, number: int, previous_bytes: int, fences: Sequence[FenceRecord]) -> bytes:
     """The start of file `number`: its FILE record and the fences in force."""
-    file = FileRecord(FORMAT, identity.store, identity.incarnation, previous_bytes, len(fences))
+    file = FileRecord(FILE_FORMAT_PLAIN, identity.store, identity.incarnation, previous_bytes, len(fences))
     data = encode_control(file, log_id=identity.log_id, file=number, offset=0)
     for fence in fences:
         data += encode_control(fence, log_id=identity.log_id, file=number, offset=len(data))

@@ -128,6 +128,7 @@ def _trees(stores: Mapping[str, StoreSalvage]) -> dict[int, _Tree]:
             node.rank = max(node.rank, found.fence)
             if whole:
                 node.homes.append(Home(name, found.position))
+                node.homes.sort(key=lambda home: -home.position.size)  # whole ones before what is left of one
         for partition, key in one.tips.items():
             tip = trees[partition][key.frame_index, key.crc]
             tip.rank = max(tip.rank, one.fence_epoch(partition))

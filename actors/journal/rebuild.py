@@ -17,13 +17,13 @@ from trilogue.actors.journal.files import JournalFull, file_path, read_all, unre
 from trilogue.actors.journal.identity import Identity, write_identity
 from trilogue.actors.journal.journal import Journal
 from trilogue.actors.journal.mend import Home, Node, Plan
-from trilogue.actors.journal.records import FenceRecord
+from trilogue.actors.journal.records import FenceRecord, ThinFrame
 from trilogue.actors.journal.salvage import FrameKey, salvage_store
 from trilogue.actors.journal.swap import BUILDING, building_directory, swap_in
 from trilogue.actors.protocol.errors import Corrupt, DirectoryUnusable, ProtocolError
-from trilogue.actors.protocol.frames import decode_frame
 from trilogue.actors.protocol.invariants import require
 from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.thinning import header_of, is_thin
 
 APPEND_BYTES = 4 * 1024 * 1024
 Progress = Callable[[int, int], None]
@@ -90,15 +90,15 @@ def _build(
     journal = Journal.open(temporary, replace(identity, incarnation=0), limits, lambda _: None, file_bytes=file_bytes)
     written: list[FrameKey] = []
     try:
-        waiting: list[bytes | FenceRecord] = []
+        waiting: list[bytes | ThinFrame | FenceRecord] = []
         size = 0
         for frame in frames:
-            header = decode_frame(frame, len(frame))
+            header = header_of(frame, len(frame))
             written.append(FrameKey(header.partition, header.index, header.header_crc))
             if size + len(frame) > APPEND_BYTES:
                 journal.append(waiting)
                 waiting, size = [], 0
-            waiting.append(frame)
+            waiting.append(ThinFrame(header.partition, frame) if is_thin(frame) else frame)
             size += len(frame)
         if waiting or fences:
             journal.append([*waiting, *fences])
@@ -123,7 +123,7 @@ def _read(directory: Path, home: Home, key: FrameKey) -> bytes:
     except OSError as error:
         raise unreadable(error, path, offset) from error
     try:
-        header = decode_frame(data, size)
+        header = header_of(data, size)
     except ProtocolError as error:
         raise Corrupt(f"{path} at byte {offset}: {error}") from None
     if (header.partition, header.index, header.header_crc) != key:

@@ -12,8 +12,13 @@ Owns their kinds and their codec. It must not know files or what a fence is for.
 4. A frame that is filled in below a partition's base has no chain to hold it in its place: it lies inside a FILL, which says
    where it lies. Its place is that of the frame itself.
 5. A JOIN is a fence, too. Only the fence of it is repeated at the start of a file: what it cut stays cut.
+6. A thin frame (``protocol.thinning``) is a record that says where it lies, and a frame of its partition's chain. Inside a FILL
+   it need not say where it lies.
+7. The FILE of a file that was written anew, without what is gone, says where the file ended before, and where it ends now: what
+   the next file says of it is true of the former (``thin_file``).
 
-Payloads (msgpack, but for FILL):  FILE [format, store, incarnation, previous_bytes, fences] (a newer format may add items) ·
+Payloads (msgpack, but for FILL):  FILE [format, store, incarnation, previous_bytes, fences] (a newer format may add items; of a
+file that was written anew, format 2: two more, previous and present end, 8 bytes each) ·
 FENCE [writer, address] · INCARNATION [incarnation] · JOIN [writer, address, number, first, prev_crc, [[from, to] …]] ·
 FILL: the frame's bytes.
 """
@@ -27,6 +32,7 @@ import msgpack
 
 from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.frames import HEADER_BYTES, Header, encode_frame, padded
+from trilogue.actors.protocol.thinning import FLAG_THIN, placed
 
 FLAG_FILE = 1
 FLAG_FENCE = 2
@@ -102,6 +108,13 @@ class FillRecord(NamedTuple):
     frame: bytes | memoryview
 
 
+class ThinFrame(NamedTuple):
+    """A thin frame of its partition's chain: appended where a journal is written anew; replayed as a `FrameFound`."""
+
+    partition: int
+    frame: bytes
+
+
 class FrameFilled(NamedTuple):
     """A replayed frame below the base; as `FrameFound`. `position` is the frame's own, inside its record."""
 
@@ -124,10 +137,19 @@ class FileRecord(NamedTuple):
     incarnation: int
     previous_bytes: int
     fences: int
+    original_bytes: int = 0  # where the records ended before the file was written anew; 0: it never was
+    end: int = 0  # where they end since then
+
+    @property
+    def wrong_end(self) -> str:
+        """Why there are no such ends; empty if there may be."""
+        return "" if 0 <= self.end <= self.original_bytes else f"it ends at {self.end}, and at {self.original_bytes} before"
 
 
 Entry = FrameFound | FramesFound | FrameFilled | FenceRecord | JoinRecord | IncarnationRaised
-ControlRecord = FenceRecord | JoinRecord | FillRecord | IncarnationRaised | FileRecord
+ControlRecord = FenceRecord | JoinRecord | FillRecord | ThinFrame | IncarnationRaised | FileRecord
+FILE_FORMAT = 2
+FILE_FORMAT_PLAIN = 1
 
 
 FLAGS = {
@@ -136,6 +158,7 @@ FLAGS = {
     IncarnationRaised: FLAG_INCARNATION,
     JoinRecord: FLAG_JOIN,
     FillRecord: FLAG_FILL,
+    ThinFrame: FLAG_THIN,
 }
 
 
@@ -146,12 +169,16 @@ def follows(before: FenceRecord, fence: FenceRecord) -> bool:
 
 def control_bytes(record: ControlRecord) -> int:
     """How many bytes the encoded record takes, wherever it will lie."""
+    if isinstance(record, ThinFrame):
+        return len(record.frame)
     payload = record.frame if isinstance(record, FillRecord) else _payload(record)
     return HEADER_BYTES + padded(len(payload))
 
 
 def encode_control(record: ControlRecord, *, log_id: int, file: int, offset: int) -> bytes:
     """The record's bytes for exactly this place."""
+    if isinstance(record, ThinFrame):
+        return placed(record.frame, file, offset)
     flags, partition, epoch = FLAGS[type(record)], 0, 0
     if isinstance(record, FenceRecord | JoinRecord):
         partition, epoch = record.partition, record.epoch
@@ -173,8 +200,7 @@ def encode_control(record: ControlRecord, *, log_id: int, file: int, offset: int
 
 def decode_control(header: Header, payload: bytes | memoryview, *, file: int, offset: int) -> ControlRecord:
     """The control record of an intact header and payload. Raises `ProtocolError` if it is none or belongs elsewhere."""
-    if (header.count, header.index) != (file, offset):
-        raise ProtocolError(f"a control record that belongs in file {header.count} at byte {header.index}")
+    check_place(header, file=file, offset=offset)
     if header.flags == FLAG_FILL:
         return FillRecord(header.partition, memoryview(payload))
     try:
@@ -182,8 +208,11 @@ def decode_control(header: Header, payload: bytes | memoryview, *, file: int, of
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolError(f"a control record's payload is not msgpack: {error}") from None
     match header.flags, items:
+        case 1, [2, str(), int(), int(), int(), bytes(original), bytes(end), *_] if len(original) == len(end) == 8:
+            plain = FileRecord(*items[:5])
+            return plain._replace(original_bytes=int.from_bytes(original, "little"), end=int.from_bytes(end, "little"))
         case 1, [int(), str(), int(), int(), int(), *_]:
-            return FileRecord._make(items[: len(FileRecord._fields)])
+            return FileRecord(*items[:5])
         case 2, [str(writer), str(address)]:
             return FenceRecord(header.partition, header.epoch, writer, address)
         case 4, [int(incarnation)]:
@@ -195,15 +224,24 @@ def decode_control(header: Header, payload: bytes | memoryview, *, file: int, of
     raise ProtocolError(f"a control record of unknown shape: flags {header.flags:#06x}")
 
 
+def check_place(header: Header, *, file: int, offset: int) -> None:
+    """Raise `ProtocolError` unless a record that says where it lies lies there."""
+    if (header.count, header.index) != (file, offset):
+        raise ProtocolError(f"a control record that belongs in file {header.count} at byte {header.index}")
+
+
 def _is_interval(item: object) -> bool:
     return isinstance(item, list) and [type(end) for end in item] == [int, int]
 
 
 def _payload(record: ControlRecord) -> bytes:
-    if isinstance(record, FillRecord):
+    if isinstance(record, FillRecord | ThinFrame):
         return bytes(record.frame)
     if isinstance(record, JoinRecord):
         items = list(record[2:])
+    elif isinstance(record, FileRecord):
+        ends = (record.original_bytes, record.end) if record.original_bytes else ()
+        items = [*record[:5], *(end.to_bytes(8, "little") for end in ends)]  # of a fixed size: the end is known last
     else:
         items = [record.writer, record.address] if isinstance(record, FenceRecord) else list(record)
     packed: bytes = msgpack.packb(items, use_bin_type=True)

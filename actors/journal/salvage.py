@@ -38,6 +38,7 @@ from trilogue.actors.journal.records import (
     IncarnationRaised,
     JoinRecord,
     Position,
+    check_place,
     decode_control,
 )
 from trilogue.actors.journal.scan import Scanner
@@ -52,6 +53,7 @@ from trilogue.actors.protocol.frames import (
     decode_header,
     payload_of,
 )
+from trilogue.actors.protocol.thinning import FLAG_THIN, inner_of
 
 _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 _ANY_BYTES = 1 << 33  # files bound the frames here
@@ -64,7 +66,7 @@ Bytes = bytes | bytearray | memoryview
 
 
 class FrameKey(NamedTuple):
-    """Which frame it is. Two frames with one key are the same bytes."""
+    """Which frame it is. Two whole frames with one key are the same bytes; others are what is left of it."""
 
     partition: int
     frame_index: int
@@ -309,20 +311,28 @@ def _ends_too_early(heads: dict[int, FileRecord], ends: dict[int, int]) -> Itera
     """The files whose records end before the next file says."""
     for number, end in ends.items():
         head = heads.get(number + 1)
-        if head is not None and end < head.previous_bytes:
-            yield Damage(number, end, head.previous_bytes, f"its records should go on to byte {head.previous_bytes}")
+        own = heads.get(number)
+        should = own.end if own is not None and own.original_bytes else head.previous_bytes if head is not None else 0
+        if end < should:
+            yield Damage(number, end, should, f"its records should go on to byte {should}")
 
 
 # ---------------------------------------------------------------------- one file
 
 
-def _take(result: FileSalvage, data: Bytes, number: int, offset: int, header: Header, placed: bool) -> str:
+def _take(
+    result: FileSalvage, data: Bytes, number: int, offset: int, header: Header, placed: bool, *, filled: bool = False
+) -> str:
     """Take the record at `offset` in; why not, if it is damaged."""
     position = Position(number, offset, header.frame_bytes)
     try:
         check_payload(header, memoryview(data), offset)
         payload = payload_of(memoryview(data)[offset:], header)
-        if header.flags:
+        if header.flags == FLAG_THIN:
+            if not filled:
+                check_place(header, file=number, offset=offset)
+            header, payload, placed = inner_of(header, payload), payload[HEADER_BYTES:], True
+        elif header.flags:
             record = decode_control(header, payload, file=number, offset=offset)
             if isinstance(record, FillRecord):
                 return _take_filled(result, data, position, header)
@@ -339,9 +349,9 @@ def _take_filled(result: FileSalvage, data: Bytes, position: Position, outer: He
     """Take in the frame inside a FILL, which says itself where it lies: no body."""
     offset = position.offset + HEADER_BYTES
     header, problem = _header_at(data, offset, outer.log_id, newer_is_an_error=False)
-    if header is None or header.flags or header.frame_bytes != outer.frame_bytes - HEADER_BYTES:
+    if header is None or header.flags not in (0, FLAG_THIN) or header.frame_bytes != outer.frame_bytes - HEADER_BYTES:
         return problem or "no frame was filled in"
-    return _take(result, data, position.file, offset, header, True)
+    return _take(result, data, position.file, offset, header, True, filled=True)
 
 
 def _search(data: Bytes, number: int, start: int, log_id: int) -> int | None:

@@ -33,6 +33,9 @@ frame. Beyond that the safe side is taken: a false proof refuses to open, and cu
 though: a copy of a real frame claims only what was committed before the copy was sent, and a member of that partition
 had that on disk before it stored the copy.
 
+A file that was written anew without what is gone (``thin_file``) says itself where its records end now, and where they ended
+when the next file was begun. It was whole on the disk before it took the other's place.
+
 An intact header of a newer version is no damage: `NewerFormat`.
 
 A closed file may be taken from its summary (``summary``): its records were verified when it was made, and rule 1 was applied to
@@ -47,8 +50,9 @@ from pathlib import Path
 from zlib import crc32
 
 from trilogue.actors.journal.files import BLOCK_BYTES, ZEROS, FileReader, corrupt, file_path
-from trilogue.actors.journal.identity import FORMAT, Identity
+from trilogue.actors.journal.identity import Identity
 from trilogue.actors.journal.records import (
+    FILE_FORMAT,
     Entry,
     FenceRecord,
     FileRecord,
@@ -59,6 +63,7 @@ from trilogue.actors.journal.records import (
     IncarnationRaised,
     JoinRecord,
     Position,
+    check_place,
     control_bytes,
     decode_control,
     follows,
@@ -72,11 +77,10 @@ from trilogue.actors.protocol.frames import (
     VERSION,
     Header,
     check_payload,
-    decode_frame,
     decode_header,
-    payload_of,
 )
 from trilogue.actors.protocol.holdings import Fence, PartitionState
+from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, inner_of, payload_of_records
 
 _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 _ANY_BYTES = 1 << 33  # above what a header can say: files bound the frames here, not today's limits
@@ -127,14 +131,25 @@ class Scanner:
             raise corrupt(file_path(self.directory, numbers[0]), 0, "files before it are missing")
         for number in numbers[:-1]:
             following, following_crc = self._head(number + 1)
-            end = following.previous_bytes
+            end = self._end_of(number, head, following)
             summary = load_summary(self.directory, number, self.identity, head_crc, end) if self.summaries else None
             if summary is not None:
                 self._summarised_file(number, head, summary)
             else:
                 self._sealed_file(number, head, end)
             head, head_crc = following, following_crc
+        if head.original_bytes:
+            raise corrupt(file_path(self.directory, numbers[-1] + 1), 0, "the file is missing")
         return self._newest_file(numbers[-1], head)
+
+    def _end_of(self, number: int, head: FileRecord, following: FileRecord) -> int:
+        """Where the records of a closed file end, as the next file says, or the file itself if it was written anew."""
+        if not head.original_bytes:
+            return following.previous_bytes
+        if head.original_bytes != following.previous_bytes or head.wrong_end:
+            what = head.wrong_end or f"it was written anew from {head.original_bytes} bytes, not {following.previous_bytes}"
+            raise corrupt(file_path(self.directory, number), 0, what)
+        return head.end
 
     def _head(self, number: int) -> tuple[FileRecord, int]:
         """The file's first record, checked against the directory's identity, and its CRC."""
@@ -151,8 +166,8 @@ class Scanner:
                 raise corrupt(file.path, 0, damage.what) from None
             if not isinstance(record, FileRecord):
                 raise corrupt(file.path, 0, "it does not start with a FILE record")
-            if record.format > FORMAT:
-                raise NewerFormat(f"{file.path} has format {record.format}; this program knows {FORMAT}: upgrade it")
+            if record.format > FILE_FORMAT:
+                raise NewerFormat(f"{file.path} has format {record.format}; this program knows {FILE_FORMAT}: upgrade it")
             if record.store != self.identity.store:
                 raise corrupt(file.path, 0, f"it belongs to store {record.store}, not to {self.identity.store}")
             return record, found[0].header_crc
@@ -166,11 +181,9 @@ class Scanner:
                 if isinstance(item, FramesFound):
                     self._take_run(item)
                 elif item[0] == FILL:
-                    _, offset, partition, inner = item
+                    _, offset, partition, inner, size = item
                     header = decode_header(inner, 0, _ANY_BYTES)
-                    self._take_fill(
-                        offset, partition, header, Position(number, offset + HEADER_BYTES, header.frame_bytes), _NONE
-                    )
+                    self._take_fill(offset, partition, header, Position(number, offset + HEADER_BYTES, size), _NONE)
                 elif item[1]:  # the head, at 0, was read
                     data = memoryview(item[2])
                     self._take(path, number, item[1], decode_header(data, 0, _ANY_BYTES), data)
@@ -300,15 +313,16 @@ class Scanner:
 
     def _take(self, path: Path, number: int, offset: int, header: Header, data: memoryview) -> None:
         """Replay an intact record if it belongs here."""
+        position = Position(number, offset, header.frame_bytes)
         if header.flags == 0:
-            state = self._partition(header.partition)
-            problem = state.problem(header)
-            if problem:
-                raise _Damage(offset, f"{problem} of partition {header.partition}")
-            state.take(header)
-            self.replay(FrameFound(header, Position(number, offset, header.frame_bytes), _payload(header, data)))
+            self._take_frame(offset, header, position, _payload(header, data))
             return
         try:
+            if header.flags == FLAG_THIN:
+                check_place(header, file=number, offset=offset)
+                payload = _payload(header, data)
+                self._take_frame(offset, inner_of(header, payload), position, payload[HEADER_BYTES:])
+                return
             record = decode_control(header, _payload(header, data), file=number, offset=offset)
         except ProtocolError as error:
             raise _Damage(offset, str(error)) from None
@@ -322,6 +336,14 @@ class Scanner:
             self._raise_to(path, offset, record.incarnation)
         else:
             raise _Damage(offset, "a FILE record inside a file")
+
+    def _take_frame(self, offset: int, header: Header, position: Position, payload: memoryview) -> None:
+        state = self._partition(header.partition)
+        problem = state.problem(header)
+        if problem:
+            raise _Damage(offset, f"{problem} of partition {header.partition}")
+        state.take(header)
+        self.replay(FrameFound(header, position, payload))
 
     def _fence(self, offset: int, fence: FenceRecord) -> None:
         if fence != self.fences.get(fence.partition):
@@ -345,13 +367,13 @@ class Scanner:
 
     def _fill(self, number: int, offset: int, fill: FillRecord) -> None:
         try:
-            header = decode_frame(fill.frame, _ANY_BYTES)
+            header = header_of(fill.frame, _ANY_BYTES)
         except ProtocolError as error:
             raise _Damage(offset, str(error)) from None
         if (header.log_id, header.partition, header.flags) != (self.identity.log_id, fill.partition, 0):
             raise _Damage(offset, f"a frame of log {header.log_id}, partition {header.partition}, was filled in")
-        position = Position(number, offset + HEADER_BYTES, header.frame_bytes)
-        self._take_fill(offset, fill.partition, header, position, payload_of(memoryview(fill.frame), header))
+        position = Position(number, offset + HEADER_BYTES, len(fill.frame))
+        self._take_fill(offset, fill.partition, header, position, payload_of_records(fill.frame))
 
     def _take_fill(self, offset: int, partition: int, header: Header, position: Position, payload: memoryview) -> None:
         state = self._partition(partition)

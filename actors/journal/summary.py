@@ -14,9 +14,9 @@ Owns the summary's format, how it is made, and when it may be taken instead of t
     The file: crc32 u32 of the rest · msgpack [format, store, log_id, number, head_crc, inode, file_bytes, end, last_offset,
     last_crc, records, [item …]]. An item is, in the order of the journal,
     [0, partition, first, prev_crc, committed_upto, epochs, crcs, offsets, sizes]   consecutive frames that chain (little-endian
-                                                                                    u64, u32, u64, u32; sizes of whole frames)
+                                                                                    u64, u32, u64, u32; what each takes there)
     [1, offset, record]                                                             a control record, its bytes
-    [2, offset, partition, header]                                                  a FILL: the header of its frame
+    [2, offset, partition, header, size]                                            a FILL: its frame's header, and size there
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from trilogue.actors.journal.identity import Identity
 from trilogue.actors.journal.records import FLAG_FILL, FramesFound
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError
 from trilogue.actors.protocol.frames import HEADER_BYTES, Header, check_payload, decode_header
+from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, inner_of, records_at
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 FRAMES, CONTROL, FILL = 0, 1, 2
 _ANY_BYTES: Final = 1 << 33
 _STEP_BYTES: Final = 256 * 1024
@@ -61,7 +62,7 @@ class _Making:
         self.records = 0
         self._open: dict[int, FramesFound] = {}
 
-    def frame(self, offset: int, header: Header) -> None:
+    def frame(self, offset: int, header: Header, size: int) -> None:
         index, crc = header.index, header.header_crc
         frames = self._open.get(header.partition)
         if (
@@ -79,7 +80,7 @@ class _Making:
         frames.epochs.append(header.epoch)
         frames.crcs.append(crc)
         frames.offsets.append(offset)
-        frames.sizes.append(header.frame_bytes)
+        frames.sizes.append(size)
         if header.committed_upto > frames.committed_upto:
             frames = frames._replace(committed_upto=header.committed_upto)
         self._open[header.partition] = frames
@@ -88,9 +89,10 @@ class _Making:
         for partition in list(self._open):
             self._close(partition)
         if header.flags == FLAG_FILL:
-            inner = data[HEADER_BYTES : 2 * HEADER_BYTES]
-            decode_header(inner, 0, _ANY_BYTES)
-            self.items.append([FILL, offset, header.partition, bytes(inner)])
+            frame = data[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
+            header_of(frame, _ANY_BYTES)
+            at = records_at(frame)
+            self.items.append([FILL, offset, header.partition, bytes(frame[at - HEADER_BYTES : at]), len(frame)])
         else:
             self.items.append([CONTROL, offset, bytes(data)])
 
@@ -106,38 +108,53 @@ class _Making:
         return self.items
 
 
+def records_in(
+    file: FileReader, log_id: int, offset: int = 0, upto: int = _ANY_BYTES
+) -> Iterator[tuple[int, Header, memoryview]]:
+    """The records of a closed file, from the one at `offset` on and up to byte `upto`, each verified: (offset, header, bytes).
+    Raises `Corrupt` where one is damaged."""
+    while offset < min(upto, file.size):
+        head = file.view(offset, HEADER_BYTES)
+        if offset and not any(head):
+            return
+        try:
+            header = decode_header(head, 0, _ANY_BYTES)
+            data = file.view(offset, header.frame_bytes)
+            check_payload(header, data, 0)
+            if header.log_id != log_id:
+                raise ProtocolError(f"a record of log {header.log_id}")
+        except ProtocolError as error:
+            raise Corrupt(f"{file.path} is damaged at byte {offset}: {error}") from None
+        yield offset, header, data
+        offset += header.frame_bytes
+
+
 def summarise(directory: Path, number: int, identity: Identity) -> Iterator[None]:
     """Read a closed file and write its summary, a little between two `yield`s. Raises `Corrupt` where the file is damaged."""
     making = _Making(number)
     with FileReader(directory, number) as file:
         offset, last_offset, head_crc, last_crc = 0, 0, 0, 0
         step = 0
-        while offset < file.size:
-            head = file.view(offset, HEADER_BYTES)
-            if not any(head):
-                break
+        for offset, header, data in records_in(file, identity.log_id):
             try:
-                header = decode_header(head, 0, _ANY_BYTES)
-                data = file.view(offset, header.frame_bytes)
-                check_payload(header, data, 0)
-                if header.log_id != identity.log_id:
-                    raise ProtocolError(f"a record of log {header.log_id}")
-                if header.flags:
+                if header.flags == FLAG_THIN:
+                    making.frame(offset, inner_of(header, data[HEADER_BYTES:]), header.frame_bytes)
+                elif header.flags:
                     making.control(offset, header, data)
                 else:
-                    making.frame(offset, header)
+                    making.frame(offset, header, header.frame_bytes)
             except ProtocolError as error:
                 raise Corrupt(f"{file.path} is damaged at byte {offset}: {error}") from None
             head_crc = head_crc or header.header_crc
             last_offset, last_crc = offset, header.header_crc
-            offset += header.frame_bytes
             making.records += 1
             step += 1 + header.frame_bytes * _STEP_RECORDS // _STEP_BYTES
             if step >= _STEP_RECORDS:
                 step = 0
                 yield
+        end = offset + header.frame_bytes
         inode = os.stat(file.path).st_ino
-        head_says = [FORMAT, identity.store, identity.log_id, number, head_crc, inode, file.size, offset, last_offset, last_crc]
+        head_says = [FORMAT, identity.store, identity.log_id, number, head_crc, inode, file.size, end, last_offset, last_crc]
     packed = msgpack.packb([*head_says, making.records, making.done()], use_bin_type=True)
     path = summary_path(directory, number)
     temporary = path.with_name(path.name + ".tmp")

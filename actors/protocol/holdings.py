@@ -71,6 +71,13 @@ class Row(Generic[Item]):
         at -= len(self._front)
         return self._back[at] if at >= 0 else self._front[-1 - at]
 
+    def __setitem__(self, at: int, item: Item) -> None:
+        at -= len(self._front)
+        if at >= 0:
+            self._back[at] = item
+        else:
+            self._front[-1 - at] = item
+
     @property
     def last(self) -> Item:
         """The last item, of at least one."""

@@ -13,8 +13,9 @@ A payload is a msgpack array of records; a record is an array whose first item i
     KEYED [6, …, [key or None …]]                       a RUN, and the idempotency key of each of its messages
     TRIM  [5, session, before, stored_at_us]            the session's messages below the seq `before` are gone from here on
     FLOOR [4, upto, stored_at_us]                       so are all messages of the partition in frames up to `upto`
-    GONE  [7, session, sender_id, first_n, first_seq, stored_at_us, count]   what a store keeps of a RUN that is gone: never
-                                                        in a frame of the log, only in what is left of one (``thinning``)
+    GONE  [7, session, sender_id, first_n, first_seq, stored_at_us, count, [[k, key, digest] …]]   what a store keeps of a run
+                                                        that is gone, and of its keys that are honoured: never in a frame of
+                                                        the log, only in what is left of one (``thinning``)
 
 Readers see a KEYED as the RUN that it is.
 """
@@ -135,6 +136,7 @@ class Gone(NamedTuple):
     first_seq: int
     stored_at_us: int
     messages: int
+    keyed: list[list[Any]]  # [k, key, digest of the body] of its message k, as far as keys are honoured
 
 
 Numbered = Run | Skip | Alias | Gone
@@ -148,7 +150,8 @@ _ALIAS_TYPES = [int, str, str, int, int, int, bytes]
 _KEYED_TYPES = [*_RUN_TYPES, list]
 _TRIM_TYPES = [int, str, int, int]
 _FLOOR_TYPES = [int, int, int]
-_GONE_TYPES = [int, str, str, int, int, int, int]
+_GONE_TYPES = [int, str, str, int, int, int, int, list]
+_KEYED_GONE_TYPES = [int, str, bytes]
 _KEY_TYPES = {str, type(None)}
 _new = tuple.__new__
 
@@ -188,7 +191,8 @@ def unpack_record(item: Any) -> Record:
         elif types == _ALIAS_TYPES and item[0] == ALIAS and item[3] > 0 and item[4] > 0:
             return _new(Alias, item)
         elif types == _GONE_TYPES and item[0] == GONE and min(item[3], item[4], item[6]) > 0:
-            return _new(Gone, item)
+            if all([*map(type, key)] == _KEYED_GONE_TYPES and 0 <= key[0] < item[6] for key in item[7]):
+                return _new(Gone, item)
         elif types == _TRIM_TYPES and item[0] == TRIM and item[2] > 0:
             return _new(Trim, item)
         elif types == _FLOOR_TYPES and item[0] == FLOOR and item[1] > 0:

@@ -23,7 +23,8 @@ import msgpack
 
 from trilogue.actors.protocol.errors import ProtocolError
 from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_frame, decode_header, encode_frame
-from trilogue.actors.protocol.messages import GONE, KEYED, RUN, pack_records, unpack_record
+from trilogue.actors.protocol.keys import digest_of
+from trilogue.actors.protocol.messages import GONE, KEYED, RUN, keys_of, pack_records, unpack_record
 
 FLAG_THIN: Final = 32
 _FLAGS_AT: Final = 6
@@ -87,17 +88,19 @@ def last_stored(frame: bytes | memoryview) -> int | None:
     return stored_at_us
 
 
-def thinned(frame: bytes, is_gone: Callable[[list[Any]], bool]) -> bytes:
+def thinned(frame: bytes, is_gone: Callable[[list[Any]], bool], keys_from_us: int) -> bytes:
     """The frame without the bodies of runs that are gone, to be placed with `placed`; the frame itself if that saves nothing.
 
-    `is_gone` is asked for each record that holds messages, as an array.
+    `is_gone` is asked for each record that holds messages, as an array. Idempotency keys stored since `keys_from_us` are kept.
     """
     parts: list[bytes | memoryview] = []
     saved = 0
     view = memoryview(frame)
     for item, offset, size in items_of(frame):
         if item[0] in (RUN, KEYED) and is_gone(item):
-            part = pack_records([GONE, *item[1:6], len(item[7])])
+            keys = keys_of(item) if item[5] >= keys_from_us else []
+            keyed = [[k, key, digest_of(item[7][k])] for k, key in enumerate(keys) if key is not None]
+            part = pack_records([GONE, *item[1:6], len(item[7]), keyed])
             saved += size - len(part)
             parts.append(part)
         else:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from zlib import crc32
@@ -36,10 +36,12 @@ from trilogue.actors.journal import (
 )
 from trilogue.actors.journal.records import encode_control
 from trilogue.actors.journal.salvage import FrameKey
+from trilogue.actors.journal.thin_file import Thin, ThinFile
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, ServerUnusable, Unavailable
-from trilogue.actors.protocol.frames import ALIGNMENT, HEADER_BYTES, decode_frame
+from trilogue.actors.protocol.frames import ALIGNMENT, HEADER_BYTES
 from trilogue.actors.protocol.invariants import require, violated
 from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.thinning import header_of
 from trilogue.actors.redis_journal.layout import APPEND, PART, REWRITE, Keys, call, identity_key
 from trilogue.actors.redis_journal.link import Command, LinkLost, Refusal
 from trilogue.actors.redis_journal.nodes import Nodes
@@ -87,6 +89,7 @@ class RedisJournal:
         self.full = not all(server.has_room for server in nodes.servers)
         self.bytes_written = 0
         self.fdatasyncs = 0
+        self.freed_bytes = 0
         self._place, self._credentials, self._limits = place, credentials, limits
         self._cluster, self._name, self._owner = whose
         self._nodes = nodes
@@ -104,8 +107,21 @@ class RedisJournal:
         return self.identity.incarnation
 
     def closed_files(self) -> range:
-        """No files: nothing of it is summarised."""
+        """No files: nothing of it is summarised, or written anew."""
         return range(0)
+
+    @property
+    def newest_file(self) -> int:
+        """There is none."""
+        return 0
+
+    def file_bytes(self, number: int) -> int:
+        """Of no file."""
+        raise AssertionError(f"no file {number} is on a server")
+
+    def written_anew(self, number: int, thin: Thin, instead: Mapping[int, tuple[int, bytes]]) -> ThinFile:
+        """No file."""
+        raise AssertionError(f"no file {number} is on a server")
 
     def bytes_free(self) -> int | None:
         """How much more the server takes; None where it has no bound. As it was a second ago."""
@@ -209,7 +225,7 @@ class RedisJournal:
             entry, around = answer[2 * k], answer[2 * k + 1]
             frame = entry if entry is not None else (around or b"")[HEADER_BYTES : HEADER_BYTES + position.size]
             try:
-                header = decode_frame(frame, position.size)
+                header = header_of(frame, position.size)
             except ProtocolError as error:
                 raise self._damaged(position, str(error)) from None
             if header.log_id != self.identity.log_id or header.flags or len(frame) != position.size:
@@ -230,13 +246,13 @@ class RedisJournal:
     def check_in_place(self, position: Position, key: FrameKey) -> None:
         """Raise `Corrupt` unless the frame `key` lies at `position` on the server. One that is not reached says nothing."""
         with contextlib.suppress(Unavailable):
-            header = decode_frame(self.read(position), position.size)
+            header = header_of(self.read(position), position.size)
             if FrameKey(header.partition, header.index, header.header_crc) != key:
                 raise self._damaged(position, f"frame {header.index} where frame {key.frame_index} was stored")
 
     def rewrite_in_place(self, position: Position, key: FrameKey, frame: bytes) -> None:
         """Write `frame` where it was stored before. Raises `ProtocolError` (it is not that frame), `Corrupt` (not written)."""
-        header = decode_frame(frame, position.size)
+        header = header_of(frame, position.size)
         if FrameKey(header.partition, header.index, header.header_crc) != key or len(frame) != position.size:
             raise ProtocolError(f"frame {header.index} where frame {key.frame_index} of {key.partition} was stored")
         keys, offset, entry = self._logs[position.file].keys, position.offset, frame

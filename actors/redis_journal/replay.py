@@ -26,6 +26,7 @@ from trilogue.actors.journal.records import decode_control, follows
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError
 from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_frame, payload_of
 from trilogue.actors.protocol.holdings import Fence, PartitionState
+from trilogue.actors.protocol.thinning import header_of, payload_of_records
 
 _ANY_BYTES = 1 << 33
 
@@ -100,7 +101,7 @@ class LogReplay:
 
     def _fill(self, fill: FillRecord) -> None:
         frame = bytes(fill.frame)
-        header = decode_frame(frame, _ANY_BYTES)
+        header = header_of(frame, _ANY_BYTES)
         if (header.log_id, header.partition, header.flags) != (self.log_id, self.partition, 0):
             raise ProtocolError(f"a frame of log {header.log_id}, partition {header.partition}, was filled in")
         problem = self.state.fill_problem(header)
@@ -108,7 +109,7 @@ class LogReplay:
             raise ProtocolError(f"{problem} of partition {self.partition}")
         self.state.fill(header)
         position = Position(self.partition, self.end + HEADER_BYTES, len(frame))
-        self.replay(FrameFilled(header, position, payload_of(frame, header)))
+        self.replay(FrameFilled(header, position, payload_of_records(frame)))
 
 
 def damaged(shown: str, partition: int, offset: int, what: str) -> Corrupt:

@@ -200,6 +200,8 @@ class PartitionJudge:
             if isinstance(record, Run):
                 if keys := keys_of(item):
                     self._keys.take(where, record, keys)
+            elif isinstance(record, Gone):
+                self._keys.take_gone(record)
             elif isinstance(record, Alias):
                 self._keys.take_alias(where, record)
         return True
@@ -304,6 +306,13 @@ class KeyJudge:
                 self._findings.add("key-duplicate", where, text)
             self._seqs[name] = seq
             self._keyed[run.session, seq] = key, run.stored_at_us, digest_of(run.bodies[k])
+
+    def take_gone(self, record: Gone) -> None:
+        """A run whose bodies are gone: these of its keys are left."""
+        self._forget(record.stored_at_us)
+        for k, key, digest in record.keyed:
+            self._seqs[record.session, key] = record.first_seq + k
+            self._keyed[record.session, record.first_seq + k] = key, record.stored_at_us, digest
 
     def take_alias(self, where: str, alias: Alias) -> None:
         """A number that stands for an earlier message."""

@@ -42,6 +42,9 @@ class Stored:
     def stored(self, partition: int, frame_index: int) -> Target | None:
         return self.targets.get((partition, frame_index))
 
+    def place_of(self, key: FrameKey) -> Position | None:
+        return self.targets[key.partition, key.frame_index].position
+
 
 def made_up(*frames: tuple[int, int, int]) -> Stored:
     """(partition, index, size) …"""

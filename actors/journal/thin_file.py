@@ -1,0 +1,182 @@
+"""Writing a closed journal file anew, without the bodies of messages that are gone: so disk space is given back (issue 4).
+
+Owns the new file, from its first byte until it has taken the old one's place. It must not know which messages are gone, nor
+when there is time. Rules:
+
+1. Each record is read from the disk and verified before it is copied. The order stays; a frame that is stored where it lies may
+   become thin (``protocol.thinning``), everything else stays what it was. Control records say where they lie now.
+2. The new file is whole on the disk, and was read back, before it gets the old one's name, in one step. A crash leaves the old
+   one or the new one.
+3. The newest file is never touched: it is written to.
+4. What cannot be read is taken from elsewhere if there is such (`instead`), otherwise the file stays as it is (`Corrupt`).
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from trilogue.actors.journal.files import FileReader, file_path, summary_path, sync_directory
+from trilogue.actors.journal.identity import Identity
+from trilogue.actors.journal.records import (
+    FILE_FORMAT,
+    ControlRecord,
+    FileRecord,
+    FillRecord,
+    Position,
+    decode_control,
+    encode_control,
+)
+from trilogue.actors.journal.summary import records_in
+from trilogue.actors.protocol.errors import Corrupt
+from trilogue.actors.protocol.frames import HEADER_BYTES, Header
+from trilogue.actors.protocol.invariants import require
+from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, is_thin, placed
+
+STEP_BYTES: Final = 256 * 1024
+_ANY_BYTES: Final = 1 << 33
+
+Thin = Callable[[int, int, Position, bytes], bytes]
+"""(partition, index, place, frame) -> what is to be left of it; the same bytes where nothing of it is gone."""
+
+
+class Moves:
+    """Where the frames of a file lie in the new one: in compact rows, for there may be hundreds of thousands."""
+
+    def __init__(self) -> None:
+        self.partitions, self.indexes = array("I"), array("Q")
+        self.old_offsets, self.offsets, self.sizes = array("Q"), array("Q"), array("I")
+
+    def add(self, partition: int, index: int, old_offset: int, offset: int, size: int) -> None:
+        """One frame."""
+        self.partitions.append(partition)
+        self.indexes.append(index)
+        self.old_offsets.append(old_offset)
+        self.offsets.append(offset)
+        self.sizes.append(size)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, int, int]]:
+        return iter(zip(self.partitions, self.indexes, self.old_offsets, self.offsets, self.sizes, strict=True))
+
+
+class ThinFile:
+    """One file that is being written anew. `write` does it a little at a time; then `freed_bytes` says what `take_place` is
+    worth, or `give_up`."""
+
+    def __init__(
+        self, directory: Path, number: int, identity: Identity, thin: Thin, instead: Mapping[int, tuple[int, bytes]]
+    ) -> None:
+        """`instead`: offset -> how many bytes of the old file are a frame that cannot be read, and the frame."""
+        self.moves = Moves()
+        self.freed_bytes = 0
+        self._directory, self._number, self._identity = directory, number, identity
+        self._thin, self._instead = thin, instead
+        self._path = file_path(directory, number)
+        self._temporary = self._path.with_name(self._path.name + ".tmp")
+        self._end = 0
+
+    def write(self) -> Iterator[None]:
+        """Write the new file beside the old one. Raises `Corrupt` (what cannot be read), or `OSError`; then `give_up`."""
+        with FileReader(self._directory, self._number) as file, self._temporary.open("wb") as out:
+            os.fchmod(out.fileno(), 0o600)
+            head: FileRecord | None = None
+            since = 0
+            for offset, header, data in self._records(file):
+                self._end = offset + (self._instead[offset][0] if offset in self._instead else len(data))
+                if head is None:
+                    head = self._begin(header, data, out)
+                    continue
+                out.write(self._copied(offset, header, data, out.tell()))
+                since += len(data)
+                if since >= STEP_BYTES:
+                    since = 0
+                    yield
+            require(head is not None, "a closed file has a head")
+            assert head is not None
+            end = out.tell()
+            out.seek(0)
+            out.write(self._encoded(head._replace(original_bytes=head.original_bytes or self._end, end=end), 0))
+            out.flush()
+            os.fsync(out.fileno())
+            self.freed_bytes = self._end - end
+        yield from self._read_back(end)
+
+    def take_place(self) -> None:
+        """Let the new file have the old one's name. From then on the frames lie where `moves` says. Raises `OSError`."""
+        os.rename(self._temporary, self._path)
+        summary_path(self._directory, self._number).unlink(missing_ok=True)
+        sync_directory(self._directory)
+
+    def give_up(self) -> None:
+        """Leave everything as it is."""
+        self._temporary.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------ records
+
+    def _records(self, file: FileReader) -> Iterator[tuple[int, Header, bytes]]:
+        """The records of the old file; of a frame that cannot be read, what is to stand there instead."""
+        start = 0
+        for bad in sorted(self._instead):
+            yield from self._between(file, start, bad)
+            size, frame = self._instead[bad]
+            yield bad, header_of(frame, _ANY_BYTES), frame
+            start = bad + size
+        yield from self._between(file, start, file.size)
+
+    def _between(self, file: FileReader, start: int, end: int) -> Iterator[tuple[int, Header, bytes]]:
+        for offset, header, data in records_in(file, self._identity.log_id, start, end):
+            yield offset, header, bytes(data)
+
+    def _begin(self, header: Header, data: bytes, out: BinaryIO) -> FileRecord:
+        record = decode_control(header, data[HEADER_BYTES : HEADER_BYTES + header.payload_bytes], file=self._number, offset=0)
+        require(isinstance(record, FileRecord), "a file begins with its head")
+        assert isinstance(record, FileRecord)
+        record = record._replace(format=FILE_FORMAT)
+        out.write(self._encoded(record._replace(original_bytes=record.original_bytes or 1), 0))  # of the size that it will have
+        return record
+
+    def _copied(self, offset: int, header: Header, data: bytes, at: int) -> bytes:
+        """The record as it stands at `at` in the new file."""
+        number = self._number
+        if header.flags in (0, FLAG_THIN) and data[6] in (0, FLAG_THIN):
+            frame = self._left_of(Position(number, offset, len(data)), data, at)
+            return placed(frame, number, at) if is_thin(frame) else frame
+        payload = data[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
+        record = decode_control(header, payload, file=number, offset=offset)
+        if isinstance(record, FillRecord):
+            place = Position(number, offset + HEADER_BYTES, len(record.frame))
+            record = FillRecord(record.partition, self._left_of(place, bytes(record.frame), at + HEADER_BYTES))
+        return self._encoded(record, at)
+
+    def _left_of(self, place: Position, frame: bytes, at: int) -> bytes:
+        header = header_of(frame, _ANY_BYTES)
+        left = self._thin(header.partition, header.index, place, frame)
+        require(header_of(left, _ANY_BYTES) == header, "a frame stays what it is when bodies are taken out")
+        self.moves.add(header.partition, header.index, place.offset, at, len(left))
+        return left
+
+    def _encoded(self, record: ControlRecord, offset: int) -> bytes:
+        return encode_control(record, log_id=self._identity.log_id, file=self._number, offset=offset)
+
+    def _read_back(self, end: int) -> Iterator[None]:
+        """Assert that the disk gives back what was written: each record whole, each frame where it is said to be."""
+        expected = {offset: (partition, index, size) for partition, index, _, offset, size in self.moves}
+        since = reached = 0
+        with FileReader(self._directory, self._number, self._temporary) as file:
+            for offset, header, data in records_in(file, self._identity.log_id):
+                reached = offset + len(data)
+                at = offset + HEADER_BYTES if header.flags not in (0, FLAG_THIN) else offset
+                if (said := expected.pop(at, None)) is not None:
+                    frame = bytes(data[at - offset : at - offset + said[2]])
+                    found = header_of(frame, _ANY_BYTES)
+                    if (found.partition, found.index, len(frame)) != said:
+                        raise Corrupt(f"{self._temporary} does not hold frame {said[1]} at byte {at}")
+                since += len(data)
+                if since >= STEP_BYTES:
+                    since = 0
+                    yield
+        if expected or reached != end:
+            raise Corrupt(f"{self._temporary} ends at byte {reached}, and {len(expected)} frames are missing")

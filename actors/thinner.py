@@ -1,0 +1,185 @@
+"""Giving disk space back: which closed journal files of a store are written anew, and when (issue 4).
+
+Owns the count of what is gone in each file, and the one file that is being written. It must not know connections or the append
+path: it is given the journal, the places of frames and the indexes, which know what was trimmed. Used by the reader's thread
+alone, a little at a time. Rules:
+
+1. A file is written anew when a quarter of it may be gone, or when one of its frames went bad and another store gave it back in
+   another size. What it is worth is known when it is written: if that is too little, it stays as it was.
+2. What is gone is what the indexes say, of frames that are in them: these are committed.
+3. What was trimmed before this process began is counted once, in the background. Counts are estimates, and may be lost.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from time import monotonic
+from typing import Any, Final
+
+from trilogue.actors.index.keeper import IndexKeeper
+from trilogue.actors.index.partition import PartitionIndex
+from trilogue.actors.journal import Position, StoreJournal
+from trilogue.actors.journal.thin_file import Thin
+from trilogue.actors.protocol.errors import Corrupt
+from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.thinning import thinned
+from trilogue.actors.store_places import FramePlaces
+
+logger = logging.getLogger(__name__)
+
+GAIN_SHARE: Final = 4
+"""One byte in so many must be gone before a file is written anew."""
+STEP_FRAMES: Final = 256
+STEP_SESSIONS: Final = 64
+TRIMS_KEPT_MAX: Final = 16_384
+"""Of so many sessions it is known how far they were counted: what is trimmed again and again is counted once."""
+
+
+class Thinner:
+    """The thinning of one store's journal."""
+
+    def __init__(
+        self,
+        journal: StoreJournal,
+        places: Mapping[int, FramePlaces],
+        indexes: IndexKeeper,
+        limits: Limits,
+        is_anew: Callable[[int], None],
+        is_back: Callable[[int, int], None],
+    ) -> None:
+        """`is_anew` hears of a file that was written anew, `is_back` of a frame (partition, index) that was put back in one."""
+        self.files_thinned = 0
+        self._journal, self._places, self._indexes = journal, places, indexes
+        self._key_honoured_us = limits.key_honoured_ms * 1000
+        self._gain_bytes = limits.journal_file_bytes // GAIN_SHARE
+        self._is_anew, self._is_back = is_anew, is_back
+        self._gone_bytes: dict[int, int] = {}  # file -> about how much of it is gone
+        self._instead: dict[int, dict[int, tuple[int, bytes]]] = {}  # file -> what is to stand where a bad frame stands
+        self._counted: dict[int, int] = {}  # partition -> the floor up to which its frames were counted
+        self._counting: dict[int, Iterator[None]] = {}
+        self._trimmed: dict[tuple[int, str], int] = {}  # (partition, session) -> the seq below which it was counted
+        self._job: Iterator[None] | None = None
+
+    def work(self, deadline: float) -> bool:
+        """Go on until the deadline; whether there is more to do."""
+        while monotonic() < deadline:
+            if self._job is None and not self._count_a_little():
+                number = self._due()
+                if number is None:
+                    return False
+                self._job = self._thin(number)
+            if self._job is not None and next(self._job, self) is self:
+                self._job = None
+        return True
+
+    def put_back(self, position: Position, frame: bytes) -> None:
+        """A frame that cannot be read at its place is to stand there again, in whatever size."""
+        self._instead.setdefault(position.file, {})[position.offset] = position.size, frame
+
+    def start_again(self) -> None:
+        """The indexes are made anew: what is gone they will tell again."""
+        self._counted.clear()
+        self._counting.clear()
+        self._trimmed.clear()
+
+    # ------------------------------------------------------------------ what is gone
+
+    def _count_a_little(self) -> bool:
+        """Whether something was counted."""
+        for partition, index in list(self._indexes.indexes.items()):
+            if partition not in self._counting:
+                counted, floor, news = self._counted.get(partition, -1), index.recent.floor, index.take_news()
+                if floor == counted and not news:
+                    continue
+                self._counting[partition] = self._count(index, counted, floor, news)
+                self._counted[partition] = floor
+            if next(self._counting[partition], self) is self:
+                del self._counting[partition]
+            return True
+        return False
+
+    def _count(self, index: PartitionIndex, counted: int, floor: int, news: list[tuple[str, int]]) -> Iterator[None]:
+        """Count what the floor took from `counted` on, and what trims did; -1: since ever."""
+        for frame_index in range(max(counted, 0) + 1, floor + 1):
+            position = self._places[index.partition].at(frame_index)
+            if position is not None:
+                self._note(position, position.size)
+            if frame_index % STEP_FRAMES == 0:
+                yield
+        after = ""
+        while counted < 0 and (some := index.trimmed_sessions(after, STEP_SESSIONS)):
+            after = some[-1][0]
+            for session, before in some:
+                yield from self._count_session(index, session, before)
+            yield
+        for session, before in news:
+            yield from self._count_session(index, session, before)
+
+    def _count_session(self, index: PartitionIndex, session: str, before: int) -> Iterator[None]:
+        key = index.partition, session
+        first = self._trimmed.pop(key, 1)
+        self._trimmed[key] = max(first, before)
+        if len(self._trimmed) > TRIMS_KEPT_MAX:
+            del self._trimmed[next(iter(self._trimmed))]
+        for k, (frame_index, size) in enumerate(index.gone_records(session, first, before)):
+            position = self._places[index.partition].at(frame_index)
+            if position is not None:
+                self._note(position, min(size, position.size))
+            if k % STEP_FRAMES == STEP_FRAMES - 1:
+                yield
+
+    def _note(self, position: Position, size: int) -> None:
+        self._gone_bytes[position.file] = self._gone_bytes.get(position.file, 0) + size
+
+    def _due(self) -> int | None:
+        closed = self._journal.closed_files()
+        number = next((number for number in self._instead if number in closed), None)
+        if number is not None:
+            return number
+        due = (n for n, gone in self._gone_bytes.items() if gone >= self._gain_bytes and n in closed)
+        return next((n for n in due if self._journal.file_bytes(n) > self._gain_bytes), None)
+
+    # ------------------------------------------------------------------ one file
+
+    def _thin(self, number: int) -> Iterator[None]:
+        journal = self._journal
+        self._gone_bytes.pop(number, None)
+        instead = self._instead.pop(number, {})
+        file = journal.written_anew(number, self._left_of(), instead)
+        try:
+            yield from file.write()
+            if file.freed_bytes < self._gain_bytes // 2 and not instead:
+                file.give_up()
+                return
+            file.take_place()
+        except (Corrupt, OSError) as error:
+            file.give_up()
+            logger.warning("journal file %d is not written anew: %s", number, error)
+            return
+        for partition, frame_index, old_offset, offset, size in file.moves:
+            old = self._places[partition].at(frame_index)
+            if old is not None and (old.file, old.offset) == (number, old_offset):
+                self._places[partition].move(frame_index, old, Position(number, offset, size))
+                if old_offset in instead:
+                    self._is_back(partition, frame_index)
+        journal.freed_bytes += file.freed_bytes
+        self.files_thinned += 1
+        self._is_anew(number)
+        logger.info("journal file %d: %d bytes of trimmed messages were given back", number, file.freed_bytes)
+
+    def _left_of(self) -> Thin:
+        """What is to be left of each frame: of one that lies where it is stored, and is in its index, what is not gone."""
+        gone: dict[int, Callable[[int, list[Any]], bool]] = {}
+
+        def left_of(partition: int, frame_index: int, place: Position, frame: bytes) -> bytes:
+            index = self._indexes.indexes.get(partition)
+            places = self._places.get(partition)
+            if index is None or places is None or frame_index > index.upto or places.at(frame_index) != place:
+                return frame
+            if partition not in gone:
+                gone[partition] = index.gone()
+            is_gone, keys_from_us = gone[partition], index.recent.last_stored_at_us - self._key_honoured_us
+            return thinned(frame, lambda item: is_gone(frame_index, item), keys_from_us)
+
+        return left_of

@@ -1,0 +1,275 @@
+"""Trimmed messages give their disk space back, and nothing else goes: a store's journal, places, indexes and thinner together.
+
+Trims are made as a SessionActor would; the journal is a real one in a temporary directory, with small files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trilogue.actors.index.entries import Place, sender_crc
+from trilogue.actors.index.keeper import IndexKeeper
+from trilogue.actors.journal import Identity, Journal, open_identity
+from trilogue.actors.protocol.frames import encode_frame
+from trilogue.actors.protocol.limits import KIB, Limits
+from trilogue.actors.protocol.messages import FLOOR, KEYED, RUN, TRIM, Gone, Run, pack_records
+from trilogue.actors.protocol.thinning import find_record, header_of, is_thin, items_of
+from trilogue.actors.store_contents import StoreContents
+from trilogue.actors.store_places import FramePlaces
+from trilogue.actors.thinner import Thinner
+
+LOG_ID, EPOCH = 7, 1
+ANN = "ann/" + "0" * 32
+SMALL = Limits(
+    body_bytes_max=4 * KIB, submit_bytes_max=8 * KIB, frame_bytes_target=4 * KIB, frame_bytes_max=96 * KIB,
+    journal_file_bytes=160 * KIB, history_bytes_max=8 * KIB, page_bytes_max=4 * KIB, credit_bytes_max=8 * KIB,
+)  # fmt: skip
+BODY = bytes(1000)
+FOR_EVER = float("inf")
+
+
+class Store:
+    """A store without its connections: what it appends is committed at once."""
+
+    def __init__(self, directory: Path, *, summaries: bool = True) -> None:
+        self.directory = directory
+        directory.mkdir(exist_ok=True)
+        identity: Identity = open_identity(directory, cluster="c", log_id=LOG_ID, fresh_store="a" * 32)
+        self.held = StoreContents(LOG_ID, SMALL)
+        self.journal = Journal.open(directory, identity, SMALL, self.held.replay, summaries=summaries)
+        if not self.held.places:
+            self.held.places[0] = FramePlaces()
+        mark = f"{identity.store} {identity.log_id}"
+        self.indexes = IndexKeeper(directory, mark, self.held.crc_at, SMALL)
+        self.back: list[tuple[int, int]] = []
+        self.thinner = Thinner(
+            self.journal, self.held.places, self.indexes, SMALL, lambda number: None, lambda *frame: self.back.append(frame)
+        )
+        self.catch_up()
+
+    @property
+    def places(self) -> FramePlaces:
+        return self.held.places[0]
+
+    def append(self, *records: Any) -> int:
+        """The frame's index."""
+        state = self.held.state.partition(0)
+        frame, _ = encode_frame(
+            log_id=LOG_ID, partition=0, epoch=EPOCH, index=state.last_index + 1, prev_crc=state.last_crc, count=len(records),
+            committed_upto=state.last_index, payload=pack_records(list(records)),
+        )  # fmt: skip
+        header = header_of(frame, SMALL.frame_bytes_max)
+        state.take(header)
+        [position] = self.journal.append([frame])
+        self.places.take(header.index, position)
+        return header.index
+
+    def catch_up(self) -> None:
+        self.indexes.advance(0, self.places.last_index, self.frame, FOR_EVER)
+
+    def frame(self, index: int) -> bytes:
+        position = self.places.at(index)
+        assert position is not None
+        return self.journal.read(position)
+
+    def read(self, session: str, place: Place) -> bytes:
+        record = find_record(self.frame(place.frame_index), session, place.sender, place.first_n, sender_crc)
+        assert record is not None
+        return record
+
+    def thin(self) -> None:
+        """As much as is due."""
+        self.catch_up()
+        while self.thinner.work(FOR_EVER):
+            pass
+
+    def runs(self, session: str, after: int) -> list[Run] | int:
+        return self.indexes.of(0).runs(session, after, 10_000, 1 << 30, self.read)
+
+    def originals(self, session: str, first_n: int, last_n: int) -> dict[int, int]:
+        """n -> seq, as a retry would be answered."""
+        found: dict[int, int] = {}
+        for record in self.indexes.of(0).recall(session, ANN, first_n, last_n, self.read):
+            count = len(record.bodies) if isinstance(record, Run) else record.messages if isinstance(record, Gone) else 0
+            first = record.first_n if isinstance(record, Run | Gone) else 0
+            seq = record.first_seq if isinstance(record, Run | Gone) else 0
+            found |= {first + k: seq + k for k in range(count)}
+        return found
+
+    def disk_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.directory.glob("journal-*.trl"))
+
+    def reopen(self, *, summaries: bool = True) -> Store:
+        self.journal.close()
+        self.indexes.close()
+        return Store(self.directory, summaries=summaries)
+
+
+def run(session: str, n: int, count: int = 4, at_us: int = 5) -> tuple[Any, ...]:
+    return (RUN, session, ANN, n, n, at_us, [1] * count, [BODY] * count)
+
+
+def filled(directory: Path, frames: int = 200) -> Store:
+    """Two sessions by turns, four messages a frame: some 800 KiB in several files."""
+    store = Store(directory)
+    for k in range(frames):
+        store.append(run("st"[k % 2], k // 2 * 4 + 1))
+    store.catch_up()
+    return store
+
+
+def seqs(runs: list[Run] | int) -> list[int]:
+    assert isinstance(runs, list)
+    return [one.first_seq + k for one in runs for k in range(len(one.bodies))]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = filled(tmp_path / "store")
+    yield made
+    made.journal.close()
+    made.indexes.close()
+
+
+def test_a_trimmed_session_gives_its_disk_space_back_and_the_other_one_is_read_as_before(store: Store) -> None:
+    before, other = store.disk_bytes(), store.runs("t", 0)
+    store.append((TRIM, "s", 301, 9))
+    store.thin()
+    assert store.thinner.files_thinned >= 2
+    assert store.disk_bytes() < before - 250_000
+    assert store.runs("t", 0) == other
+    assert store.runs("s", 0) == 301
+    assert store.runs("s", 299) == 301
+    assert seqs(store.runs("s", 300)) == [*range(301, 401)]
+
+
+def test_a_floor_gives_back_all_that_lies_below_it(store: Store) -> None:
+    before = store.disk_bytes()
+    store.append((FLOOR, 150, 9))
+    store.thin()
+    assert store.disk_bytes() < before - 450_000
+    for session in "st":
+        assert store.runs(session, 0) == 301
+        assert seqs(store.runs(session, 300)) == [*range(301, 401)]
+
+
+def test_a_session_that_is_gone_as_a_whole_goes_on_behind_its_last_seq(store: Store) -> None:
+    store.append((FLOOR, 200, 9))
+    store.thin()
+    assert store.runs("s", 0) == 401
+    store.append(run("s", 401))
+    store.catch_up()
+    assert store.runs("s", 0) == 401
+    assert seqs(store.runs("s", 400)) == [401, 402, 403, 404]
+
+
+def test_retry_of_a_trimmed_message_gets_the_original_seq(store: Store) -> None:
+    """G5."""
+    store.append((TRIM, "s", 401, 9))
+    store.thin()
+    assert is_thin(store.frame(1))
+    assert store.originals("s", 1, 400) == {n: n for n in range(1, 401)}
+
+
+@pytest.mark.parametrize("summaries", [True, False])
+def test_a_journal_with_thin_frames_opens_where_the_running_store_was(store: Store, summaries: bool) -> None:
+    store.append((TRIM, "s", 301, 9))
+    store.append((FLOOR, 100, 9))
+    store.thin()
+    state, places = store.held.state.partition(0), [store.places.at(index) for index in range(1, store.places.last_index + 1)]
+    again = store.reopen(summaries=summaries)
+    reopened = again.held.state.partition(0)
+    assert (reopened.last_index, reopened.last_crc, reopened.committed_upto) == (
+        state.last_index, state.last_crc, state.committed_upto,
+    )  # fmt: skip
+    assert [reopened.crc_at(index) for index in range(1, 201)] == [state.crc_at(index) for index in range(1, 201)]
+    assert [again.places.at(index) for index in range(1, again.places.last_index + 1)] == places
+    assert again.runs("s", 0) == 301
+    again.journal.close()
+
+
+def test_an_index_that_is_made_anew_from_thin_frames_answers_as_before(store: Store, tmp_path: Path) -> None:
+    store.append((TRIM, "s", 301, 9))
+    store.append((FLOOR, 40, 9))
+    store.thin()
+    was = [store.runs(session, after) for session in "st" for after in (0, 100, 300, 399)]
+    numbers = [store.originals(session, 1, 400) for session in "st"]
+    store.indexes.discard("as a test wants it")
+    store.thinner.start_again()
+    store.catch_up()
+    assert [store.runs(session, after) for session in "st" for after in (0, 100, 300, 399)] == was
+    assert [store.originals(session, 1, 400) for session in "st"] == numbers
+
+
+def test_what_was_trimmed_before_a_restart_is_given_back_after_it(store: Store) -> None:
+    store.append((TRIM, "s", 401, 9))
+    store.catch_up()
+    store.indexes.tidy(FOR_EVER, rest=True)  # the trim is in the catalogue
+    before = store.disk_bytes()
+    again = store.reopen()
+    again.thin()
+    assert again.disk_bytes() < before - 300_000
+    again.journal.close()
+
+
+def test_trimming_further_makes_thin_frames_thinner(store: Store) -> None:
+    store.append((TRIM, "s", 401, 9))
+    store.thin()
+    once = store.disk_bytes()
+    store.append((FLOOR, 200, 9))
+    store.thin()
+    assert store.disk_bytes() < once - 250_000
+    assert store.runs("t", 0) == 401
+    assert store.originals("t", 1, 400) == {n: n for n in range(1, 401)}
+
+
+def test_idempotency_keys_that_are_honoured_outlive_their_messages(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for n in range(1, 201):
+        store.append((KEYED, "s", ANN, n, n, 5, [1], [BODY * 3], [f"order-{n}"]))
+    known = store.indexes.of(0)._state("s", [], ["order-7", "order-8"], 64)
+    store.append((FLOOR, 150, 9))
+    store.thin()
+    assert store.thinner.files_thinned
+    store.indexes.discard("as a test wants it")
+    store.catch_up()
+    assert known[3] == {}  # nothing had been taken in
+    found = store.indexes.of(0)._state("s", [], ["order-7", "order-190"], 64)[3]
+    assert {key: one[0] for key, one in found.items()} == {"order-7": 7, "order-190": 190}
+    store.journal.close()
+
+
+def test_a_thin_frame_that_went_bad_is_put_back_in_another_size(store: Store) -> None:
+    whole = store.frame(1)
+    store.append((TRIM, "s", 401, 9))
+    store.thin()
+    position = store.places.at(1)
+    assert position is not None
+    assert position.size < len(whole)
+    path = store.directory / f"journal-{position.file:08d}.trl"
+    data = bytearray(path.read_bytes())
+    data[position.offset + 100] ^= 1
+    path.write_bytes(data)
+    store.thinner.put_back(position, whole)
+    store.thin()
+    assert store.back == [(0, 1)]
+    assert header_of(store.frame(1), SMALL.frame_bytes_max) == header_of(whole, SMALL.frame_bytes_max)
+    assert store.originals("s", 1, 4) == {1: 1, 2: 2, 3: 3, 4: 4}
+
+
+def test_records_that_are_left_are_left_byte_for_byte(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for k in range(100):
+        store.append(run("s", 4 * k + 1), run("t", 4 * k + 1))
+    store.append((TRIM, "s", 401, 9))
+    whole = {item[1]: store.frame(1)[at : at + size] for item, at, size in items_of(store.frame(1))}
+    store.thin()
+    left = {item[1]: store.frame(1)[at : at + size] for item, at, size in items_of(store.frame(1))}
+    assert is_thin(store.frame(1))
+    assert left["t"] == whole["t"]
+    assert len(left["s"]) < 100
+    store.journal.close()

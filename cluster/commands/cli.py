@@ -147,7 +147,7 @@ def send(
             metavar="FILE", parser=named_path, help="Keep it here until it is acked: the next send with this file sends it."
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="S", min=0, help="How long to wait for the ack.")] = 10.0,
+    timeout: Annotated[float, typer.Option(metavar="S", help="How long to wait for the ack.")] = 10.0,
     address: Address = None,
     data: Data = None,
 ) -> None:

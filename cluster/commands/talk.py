@@ -17,7 +17,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from trilogue.actors.protocol.errors import TrilogueError, Unavailable, Unsent
+from trilogue.actors.protocol.errors import TrilogueError, Unavailable, Unsent, UsageError
 from trilogue.actors.protocol.ids import check_session, partition_of
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.cluster.commands.find import Known, check_answers
@@ -25,6 +25,7 @@ from trilogue.cluster.commands.output import json_text
 
 LAST_DEFAULT = 10
 CLOSE_TIMEOUT_S = 0.2
+TIMEOUT_S_MIN, TIMEOUT_S_MAX = 0.001, 86_400
 PAGE_MESSAGES = 1_000
 
 
@@ -33,6 +34,8 @@ async def send(known: Known, session: str, text: str, sender: str | None, outbox
     from trilogue.client import Client
 
     check_session(session)
+    if not TIMEOUT_S_MIN <= timeout_s <= TIMEOUT_S_MAX:
+        raise UsageError(f"--timeout {timeout_s:g}: between {TIMEOUT_S_MIN:g} and {TIMEOUT_S_MAX:,} seconds")
     if outbox is None:
         await check_answers(known)
     client = Client(
@@ -88,16 +91,19 @@ async def tail(known: Known, session: str, after: int | None, limit: int | None,
     ever.
     """
     from trilogue.client import Client
+    from trilogue.client.reading.pages import LIMIT_MAX, SEQ_MAX
 
     check_session(session)
+    if after is None and limit is not None and limit > LIMIT_MAX:
+        raise UsageError(f"--limit {limit}: at most {LIMIT_MAX:,} of the newest; with --after there is no such bound")
+    if after is not None and not 0 <= after <= SEQ_MAX:
+        raise UsageError(f"--after {after}: a seq, or 0 for the beginning")
     await check_answers(known)
     show = print_json if as_json else print_line
     async with Client(address=",".join(known.addresses), token=known.token) as client:
         left = limit
-        if after is None and follow and limit is not None:
+        if after is None:
             # The limit counts what is shown: the newest that are there already come first.
-            page = await client.history(session, last=limit)
-        elif after is None:
             page = await client.history(session, last=limit if limit is not None else LAST_DEFAULT)
         else:
             page = await client.history(session, after=after, limit=min(left or PAGE_MESSAGES, PAGE_MESSAGES))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from trilogue.actors.protocol.errors import LaunchError, SettingsDiffer, TrilogueError, Unavailable
+from trilogue.actors.protocol.errors import LaunchError, NotAuthorized, SettingsDiffer, TrilogueError, Unavailable
 from trilogue.cluster.commands.find import Known, locate, run_file_behind
 from trilogue.cluster.commands.streams import run
 from trilogue.cluster.on_ray.ray_head import end_head, head_environment, join, start_head
@@ -138,6 +138,12 @@ def _known(address: str | None, data: Path | None) -> RunFile | None:
             return find_run_file(data)
     found: Known = locate(address, data)
     known = run(run_file_behind(found))
+    if known is not None and found.token != known.token():
+        # Its run file was found by the address alone: nothing has asked an actor yet whether the token is the right one.
+        raise NotAuthorized(
+            f"TRILOGUE_TOKEN_FILE holds another token than the system at {found.addresses[0]} has: nothing was ended; "
+            "leave TRILOGUE_TOKEN_FILE out, or set it to that system's token file"
+        )
     if known is None:
         raise LaunchError(f"the system at {found.addresses[0]} was not started on this machine: run `trilogue down` there")
     return known

@@ -218,6 +218,23 @@ def test_a_head_that_is_being_started_is_noted_so_that_a_killed_start_leaves_no_
     assert not fails or not Path(known.ray.temp_dir).exists()
 
 
+def test_down_with_another_systems_token_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(up_down, "end_head", lambda ray, data: ended.append(str(data)) or True)
+    known = run_file(tmp_path / "data")
+    wrong = tmp_path / "wrong"
+    wrong.write_text("another\n")
+    monkeypatch.setenv("TRILOGUE_TOKEN_FILE", str(wrong))
+    known = replace(known, ray=replace(known.ray, session_id=12))
+    known.write(user_run_file())
+    with pytest.raises(NotAuthorized, match="nothing was ended"):
+        up_down.down(ADDRESS, None, lambda _: None)
+    assert ended == []
+    monkeypatch.setenv("TRILOGUE_TOKEN_FILE", known.token_file)
+    assert up_down.down(ADDRESS, None, lambda _: None) == known
+    assert ended == [known.data]
+
+
 def test_a_session_whose_leader_has_ended_and_was_not_reaped_is_still_ours(tmp_path: Path) -> None:
     program = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True) as leader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from trilogue.actors.protocol.errors import UsageError
 from trilogue.actors.protocol.messages import Message
+from trilogue.client.reading.pages import LIMIT_MAX, SEQ_MAX
 from trilogue.cluster.commands import cli, talk
+from trilogue.cluster.commands.find import Known
 from trilogue.cluster.commands.paper import Paper
 
 
@@ -42,6 +46,25 @@ def test_a_line_holds_seq_time_sender_and_text(capsys: pytest.CaptureFixture[str
     words = capsys.readouterr().out.split()
     assert words[0] == "3"
     assert words[-2:] == ["alice", "hello"]
+
+
+KNOWN = Known(["127.0.0.1:1"], "token", None)
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_that_makes_no_sense_is_refused_by_its_options_name(timeout_s: float) -> None:
+    with pytest.raises(UsageError, match=r"^--timeout .*: between 0.001 and 86,400 seconds$"):
+        asyncio.run(talk.send(KNOWN, "room", "hello", "alice", None, timeout_s))
+
+
+@pytest.mark.parametrize(
+    ("after", "limit", "named"),
+    [(None, LIMIT_MAX + 1, "--limit 1000001: at most 1,000,000"), (-1, None, "--after -1"), (SEQ_MAX + 1, 5, "--after 4611")],
+)
+def test_a_range_that_cannot_be_shown_is_refused_by_its_options_name(after: int | None, limit: int | None, named: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        asyncio.run(talk.tail(KNOWN, "room", after, limit, follow=False, as_json=False))
+    assert named in str(refused.value)
 
 
 def test_a_senders_name_does_not_steer_the_terminal_either(capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,9 +121,7 @@ class Client:
         if key is not None:
             check_key(key)
         future: asyncio.Future[Ack] = self._loop.create_future()
-        lane = self._desk.hand_over(session, body, sender, future)
-        if key is not None:
-            lane.put_key(key)
+        lane = self._desk.hand_over(session, body, sender, future, key)
         if deadline_s is not None and self._deadlines is not None:
             self._deadlines.watch(lane, future, deadline_s)
         return future
@@ -139,9 +137,7 @@ class Client:
         if key is not None:
             check_key(key)
         future: asyncio.Future[Ack] = self._loop.create_future()
-        lane = self._desk.hand_over(session, body, sender, future, key is None)  # what leaves at once has no key
-        if key is not None:
-            lane.put_key(key)
+        lane = self._desk.hand_over(session, body, sender, future, key, awaited=True)
         if deadline_s is not None and self._deadlines is not None:
             self._deadlines.watch(lane, future, deadline_s)
         return await future

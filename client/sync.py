@@ -88,11 +88,12 @@ class SyncClient:
             check_key(key)
         body = self._client._desk.check(session, body, sender)
         future: Future[Ack] = Future()
+        key_bytes = len(key.encode()) if key is not None else 0
         with self._lock:
-            self._client._desk.check_room(len(self._queue), self._queued_bytes, len(body))
+            self._client._desk.check_room(len(self._queue), self._queued_bytes, len(body), key_bytes)
             at = monotonic() if deadline_s is not None else 0.0
             self._queue.append((session, body, sender, future, key, deadline_s, at))
-            self._queued_bytes += len(body)
+            self._queued_bytes += len(body) + key_bytes
             if len(self._queue) == 1:
                 loop.call_soon_threadsafe(self._take)
         return future
@@ -290,9 +291,7 @@ class SyncClient:
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
-                    lane = self._client._desk.hand_over(session, body, sender, future)
-                    if key is not None:
-                        lane.put_key(key)
+                    lane = self._client._desk.hand_over(session, body, sender, future, key)
                     if deadline_s is not None and self._client._deadlines is not None:
                         self._client._deadlines.watch(lane, future, deadline_s, monotonic() - at)
                 except Exception as error:

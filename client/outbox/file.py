@@ -112,7 +112,7 @@ class FileOutbox(Outbox):
             lane.submitted_n = lane.next_n - 1  # a former process may have submitted all of it
             lane.saved, lane.saved_bytes = len(lane.bodies), lane.size_bytes
             self.messages += lane.saved
-            self.bytes += lane.saved_bytes
+            self.bytes += lane.saved_bytes + lane.key_bytes
 
     def _adopt(self, lane: Lane) -> None:
         if (lane.session, lane.sender) in self.lanes:
@@ -306,13 +306,11 @@ class FileOutbox(Outbox):
         self.cache.clear()
         self.dirty = []
         for lane in self.lanes.values():
-            futures = lane.futures[lane.saved :]
+            futures, size = lane.drop_unsaved()
             if not futures:
                 continue
             self.messages -= len(futures)
-            self.bytes -= lane.size_bytes - lane.saved_bytes
-            del lane.bodies[lane.saved :], lane.times[lane.saved :], lane.futures[lane.saved :]
-            lane.size_bytes = lane.saved_bytes
+            self.bytes -= size
             lane.dirty = False
             lane.failures += len(futures)
             lane.error = error

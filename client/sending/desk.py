@@ -15,7 +15,7 @@ from collections.abc import Callable
 from time import time_ns
 
 from trilogue.actors.protocol.errors import ClientClosed, MessageTooLarge, Overloaded, UsageError
-from trilogue.actors.protocol.ids import check_sender, check_session
+from trilogue.actors.protocol.ids import KEY_BYTES_MAX, check_sender, check_session
 from trilogue.actors.protocol.limits import Limits
 from trilogue.client.outbox.outbox import Outbox
 from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES, Lane, Waiter
@@ -62,10 +62,12 @@ class Desk:
 
     # ------------------------------------------------------------------ handing over
 
-    def hand_over(self, session: str, body: bytes, sender: str | None, future: Waiter, awaited: bool = False) -> Lane:
+    def hand_over(
+        self, session: str, body: bytes, sender: str | None, future: Waiter, key: str | None = None, awaited: bool = False
+    ) -> Lane:
         """The hot path of `post`, for any kind of future; `awaited`: the caller does nothing before its answer.
 
-        Returns the lane that has the message now. Raises what is wrong; then nothing was handed over.
+        `key` was checked. Returns the lane that has the message now. Raises what is wrong; then nothing was handed over.
         """
         try:
             lane = self._cache.get((session, sender))
@@ -76,15 +78,18 @@ class Desk:
         if type(body) is not bytes:
             body = _as_bytes(body)
         size = len(body) + MESSAGE_OVERHEAD_BYTES
+        taken = size if key is None else size + len(key.encode())
         outbox = self._outbox
-        if size > self._size_bytes_max or outbox.messages >= self._messages_max or outbox.bytes + size > self._bytes_max:
-            self.check_room(0, 0, len(body))
+        if size > self._size_bytes_max or outbox.messages >= self._messages_max or outbox.bytes + taken > self._bytes_max:
+            self.check_room(0, 0, len(body), taken - size)
         outbox.messages += 1
-        outbox.bytes += size
+        outbox.bytes += taken
         lane.bodies.append(body)
         lane.times.append(time_ns() // 1000)
         lane.futures.append(future)
         lane.size_bytes += size
+        if key is not None:
+            lane.put_key(key)
         # for a message alone, 3.2 µs of the client's own work instead of 5.5: no turn of the loop, no `save` and no `pump`
         if awaited and outbox.messages == 1 and not outbox.durable and lane.flow is not None and lane.flow.send_alone(lane):
             return lane
@@ -107,14 +112,14 @@ class Desk:
             self._name(sender)
         return body if type(body) is bytes else _as_bytes(body)
 
-    def check_room(self, more_messages: int, more_bytes: int, body_bytes: int) -> None:
-        """Raise `MessageTooLarge`, or `Overloaded` if the outbox and `more` beside it leave no room for the body."""
+    def check_room(self, more_messages: int, more_bytes: int, body_bytes: int, key_bytes: int) -> None:
+        """Raise `MessageTooLarge`, or `Overloaded` if the outbox and `more` leave no room for the body and its key."""
         if body_bytes > self._limits.body_bytes_max:
             text = f"a body of {body_bytes} bytes: {self._limits.body_bytes_max} at most"
             raise MessageTooLarge(f"{text}; send it in parts or keep it elsewhere")
         messages = self._outbox.messages + more_messages
         size = self._outbox.bytes + more_bytes + more_messages * MESSAGE_OVERHEAD_BYTES
-        if messages >= self._messages_max or size + body_bytes + MESSAGE_OVERHEAD_BYTES > self._bytes_max:
+        if messages >= self._messages_max or size + body_bytes + key_bytes + MESSAGE_OVERHEAD_BYTES > self._bytes_max:
             text = f"the outbox is full: {messages} messages, {size} bytes"
             raise Overloaded(f"{text}; await client.drain(), then hand it over again")
 
@@ -129,7 +134,7 @@ class Desk:
     async def drain(self) -> None:
         """As `Client.drain`."""
         outbox = self._outbox
-        if outbox.messages < self._messages_max and outbox.bytes + self._size_bytes_max <= self._bytes_max:
+        if outbox.messages < self._messages_max and outbox.bytes + self._size_bytes_max + KEY_BYTES_MAX <= self._bytes_max:
             return
         while not outbox.roomy:
             future = self._loop.create_future()

@@ -138,9 +138,10 @@ class Lane:
             return self.size_bytes
         return sum(map(len, self.bodies[:count])) + MESSAGE_OVERHEAD_BYTES * count
 
-    def put_key(self, key: str) -> None:
-        """The message that was handed over last has this key."""
+    def put_key(self, key: str) -> int:
+        """The message that was handed over last has this key; returns the bytes that it takes in the outbox."""
         self.keys[self.next_n - 1 + self.shift] = key
+        return len(key.encode())
 
     def keys_of(self, start: int, end: int) -> list[str | None]:
         """The keys of the messages from index `start` to `end`; empty if none of them has one."""
@@ -149,6 +150,11 @@ class Lane:
         place = self.first_n + self.shift
         keys = [self.keys.get(place + k) for k in range(start, end)]
         return keys if any(key is not None for key in keys) else []
+
+    @property
+    def key_bytes(self) -> int:
+        """The bytes of all its keys, which the other counts leave out."""
+        return sum(len(key.encode()) for key in self.keys.values())
 
     def recall(self, count: int) -> tuple[int, int]:
         """Take all but the first `count` messages out of flight; return how many that were, and their bytes."""
@@ -160,14 +166,12 @@ class Lane:
         return messages, size
 
     def pop(self, count: int) -> tuple[list[Waiter | None], int]:
-        """Take the first `count` messages out of the lists; return who waits for them, and their bytes.
+        """Take the first `count` messages out of the lists; return who waits for them, and their bytes, keys included.
 
         The counts of what is saved and sent follow; the flow and the outbox have counts of their own.
         """
         futures = self.futures
-        if self.keys:
-            for place in range(self.first_n + self.shift, self.first_n + self.shift + count):
-                self.keys.pop(place, None)
+        key_bytes = self._pop_keys(0, count) if self.keys else 0
         if count == len(futures):
             size = self.size_bytes
             self.futures = []
@@ -190,4 +194,18 @@ class Lane:
                 self.sent -= count
                 self.sent_bytes -= size
         self.first_n += count
+        return futures, size + key_bytes
+
+    def drop_unsaved(self) -> tuple[list[Waiter | None], int]:
+        """Take what is not saved out of the lists; return who waits for it, and its bytes, keys included."""
+        saved, futures = self.saved, self.futures[self.saved :]
+        size = self.size_bytes - self.saved_bytes + (self._pop_keys(saved, len(self.bodies)) if self.keys else 0)
+        del self.bodies[saved:], self.times[saved:], self.futures[saved:]
+        self.size_bytes = self.saved_bytes
         return futures, size
+
+    def _pop_keys(self, start: int, end: int) -> int:
+        """Forget the keys of the messages from index `start` to `end`; return their bytes."""
+        place = self.first_n + self.shift
+        keys = [self.keys.pop(place + k, "") for k in range(start, end)]
+        return sum(len(key.encode()) for key in keys)

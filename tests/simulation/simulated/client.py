@@ -195,7 +195,7 @@ class ClientProcess(Process):
         key = f"k{dice.randrange(4)}"
         lane = self.hand_over(dice, f"{key}{'!' if dice.random() < 0.1 else ''}".encode())
         if lane is not None:
-            lane.put_key(key)
+            self.outbox.bytes += lane.put_key(key)
             self.world.history.append(("keyed", self.world.now, lane.sender_id, lane.session, lane.next_n - 1, key))
 
     def hand_over_with_a_deadline(self, dice: Random) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 from fake_session_actor import TOKEN, Cluster, FakeSessionActor, in_loop, until
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.client import Client, ConflictingKey, InvalidKey, SyncClient
+from trilogue.client import Client, ConflictingKey, InvalidKey, Overloaded, SyncClient
+from trilogue.client.outbox.outbox import Outbox
 from trilogue.client.outbox.sqlite import FORMAT
+from trilogue.client.sending.desk import Desk
+from trilogue.client.sending.lanes import MESSAGE_OVERHEAD_BYTES
 
 
 def client_of(actor: FakeSessionActor, outbox: Path | None = None, sender: str = "ann") -> Client:
@@ -72,6 +76,63 @@ async def test_a_plain_message_travels_as_it_did_and_a_run_with_keys_is_bounded(
     assert all(len(run[4]) <= DEFAULT_LIMITS.keyed_run_messages_max for run in runs)
     assert all(len(run[5]) == len(run[4]) for run in runs[1:-1])
     await actor.server.close()
+
+
+@in_loop
+async def test_a_key_counts_against_the_bytes_of_the_outbox_until_its_message_has_its_outcome() -> None:
+    desk, outbox = Desk("ann", DEFAULT_LIMITS), Outbox(DEFAULT_LIMITS, lambda: "a" * 32, lambda: None)
+    desk.use(outbox)
+    desk.is_open, desk._bytes_max = True, 1000
+    for k in range(3):
+        lane = desk.hand_over("room", b"pay", None, asyncio.Future(), "ü" * 100 + str(k))
+    assert (outbox.messages, outbox.bytes) == (3, 3 * (3 + MESSAGE_OVERHEAD_BYTES + 201))
+    desk.hand_over("room", b"p" * 300, None, asyncio.Future())
+    with pytest.raises(Overloaded, match="4 messages, 976 bytes"):
+        desk.hand_over("room", b"pay", None, asyncio.Future(), "k" * 6)
+    desk.hand_over("room", b"pay", None, asyncio.Future(), "k" * 5)
+    assert outbox.bytes == 1000
+    lane.saved, lane.saved_bytes = 2, lane.bytes_of(2)
+    assert lane.pop(1)[1] == 3 + MESSAGE_OVERHEAD_BYTES + 201
+    assert lane.drop_unsaved()[1] == 1000 - 2 * (3 + MESSAGE_OVERHEAD_BYTES + 201)
+    assert (len(lane.bodies), lane.key_bytes) == (1, 201)
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+@in_loop
+async def test_what_keys_took_in_the_outbox_is_given_back(in_a_file: bool, tmp_path: Path) -> None:
+    actor, path = await started(), tmp_path / "ann.db" if in_a_file else None
+    async with client_of(actor, path) as client:
+        futures = [client.post("room", b"%d" % k, key=f"key {k}" if k % 3 else None) for k in range(200)]
+        await asyncio.gather(*futures)
+        assert (client._outbox.messages, client._outbox.bytes) == (0, 0)
+    await actor.server.close()
+
+
+@in_loop
+async def test_the_next_process_counts_the_keys_that_its_file_holds(tmp_path: Path) -> None:
+    actor, path = await started(), tmp_path / "ann.db"
+    actor.silent = True
+    async with client_of(actor, path) as client:
+        client.post("room", b"pay 7", key="order-7")
+        await client.saved()
+        taken = client._outbox.bytes
+    async with client_of(actor, path) as client:
+        assert client._outbox.bytes == taken == len(b"pay 7") + MESSAGE_OVERHEAD_BYTES + len("order-7")
+    await actor.server.close()
+
+
+def test_a_client_for_plain_code_counts_keys_before_they_reach_its_loop(tmp_path: Path) -> None:
+    nowhere: Any = {"address": "127.0.0.1:1", "token": TOKEN, "close_timeout_s": 0.0}
+    with SyncClient("ann", outbox=tmp_path / "ann.db", **nowhere) as client:
+        arrived, go_on = threading.Event(), threading.Event()
+        client._running().call_soon_threadsafe(lambda: (arrived.set(), go_on.wait(10)))
+        assert arrived.wait(10)
+        client.post("room", b"pay 7", key="order-7")
+        client.post("room", b"pay 8")
+        assert client._queued_bytes == len("pay 7") + len("order-7") + len("pay 8")
+        go_on.set()
+        client.saved()
+        assert client._client._outbox.bytes == len("pay 7order-7pay 8") + 2 * MESSAGE_OVERHEAD_BYTES
 
 
 @in_loop

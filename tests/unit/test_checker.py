@@ -382,6 +382,118 @@ def test_a_refused_message_that_stands_there_was_not_refused(run: GoodRun) -> No
     assert run.kinds() == {Kind.REFUSED_BUT_STORED}
 
 
+# ---------------------------------------------------------------------- messages that were trimmed
+
+
+def gone(sender_id: str, n: int, seq: int, messages: int = 1) -> list[Any]:
+    """What a store keeps of a run that is gone."""
+    return [7, "room", sender_id, n, seq, 5, messages, []]
+
+
+TRIM_BELOW_4: list[Any] = [5, "room", 4, 9]
+FLOOR_AT_3: list[Any] = [4, 3, 9]
+
+
+def give_up(run: GoodRun, *indexes: int, stores: tuple[int, ...] = (0, 1, 2)) -> None:
+    """These stores give up the messages of these frames."""
+    for index in indexes:
+        seq, sender_id, n = run.places[index - 1]
+        for k in stores:
+            chain = run.stores[k].partitions[0].chain
+            chain[index - 1] = chain[index - 1]._replace(records=[gone(sender_id, n, seq)], thin=True)
+
+
+@pytest.mark.parametrize("trim", [TRIM_BELOW_4, FLOOR_AT_3])
+@pytest.mark.parametrize("stores", [(0, 1, 2), (1,)])
+def test_what_a_trim_on_record_names_may_be_gone_and_counts_as_stored(
+    run: GoodRun, trim: list[Any], stores: tuple[int, ...]
+) -> None:
+    run.append_to_all(trim)
+    give_up(run, 1, 2, 3, stores=stores)
+    assert judge(run.history, run.stores) == []
+
+
+@pytest.mark.parametrize("trim", [[], [TRIM_BELOW_4], [FLOOR_AT_3], [[5, "another room", 99, 9]]])
+@pytest.mark.parametrize("stores", [(0, 1, 2), (1,)])
+def test_a_message_that_is_gone_and_not_trimmed_is_an_anomaly_of_its_own(
+    run: GoodRun, trim: list[Any], stores: tuple[int, ...]
+) -> None:
+    run.append_to_all(*trim)
+    give_up(run, 4, stores=stores)
+    assert run.kinds() == {Kind.NOT_TRIMMED}
+
+
+def test_a_run_that_a_trim_names_only_a_part_of_must_be_there(run: GoodRun) -> None:
+    for k in (6, 7):
+        run.hand_over(k, ALICE, at_ns=900)
+    run.append_to_all(record(ALICE, 5, 7, body_of(6), body_of(7)))
+    run.append_to_all([5, "room", 8, 9])
+    for store in run.stores:
+        chain = store.partitions[0].chain
+        chain[6] = chain[6]._replace(records=[gone(ALICE, 5, 7, 2)], thin=True)
+    assert run.kinds() == {Kind.NOT_TRIMMED}
+
+
+def test_an_ack_with_other_numbers_does_not_name_what_is_gone(run: GoodRun) -> None:
+    run.append_to_all(TRIM_BELOW_4)
+    give_up(run, 2)
+    run.history.readings = []
+    run.history.acked[1] = run.history.acked[1]._replace(n=9)
+    assert run.kinds() == {Kind.LOST}
+
+
+def test_a_message_that_is_gone_and_stands_again_elsewhere_is_duplicated(run: GoodRun) -> None:
+    run.append_to_all(TRIM_BELOW_4)
+    give_up(run, 2)
+    run.append_to_all(record(ALICE, 5, 7, body_of(1)))
+    assert Kind.DUPLICATED in run.kinds()
+
+
+def test_numbers_that_a_thin_copy_changes_are_a_disagreement(run: GoodRun) -> None:
+    run.append_to_all(TRIM_BELOW_4)
+    give_up(run, 2, stores=(1,))
+    chain = run.stores[1].partitions[0].chain
+    chain[1] = chain[1]._replace(records=[gone(ALICE, 7, 2)])
+    assert run.kinds() == {Kind.STORES_DISAGREE}
+
+
+def test_numbers_that_are_missing_between_messages_that_are_gone_are_a_gap(run: GoodRun) -> None:
+    run.append_to_all(TRIM_BELOW_4)
+    give_up(run, 1, 2, 3)
+    for store in run.stores:
+        store.partitions[0].chain[1].records.clear()
+    assert Kind.GAP in run.kinds()
+
+
+def test_a_reader_that_was_told_where_history_begins_has_skipped_nothing(run: GoodRun) -> None:
+    run.append_to_all(TRIM_BELOW_4)
+    reading = run.history.readings[0]
+    del reading.reads[:3]
+    assert run.kinds() == {Kind.CURSOR_SKIPPED, Kind.LOST}
+    reading.begins.add(4)
+    assert run.kinds() == set()
+
+
+def test_a_reader_that_was_told_that_more_is_gone_than_was_trimmed_has_lost_it(run: GoodRun) -> None:
+    run.append_to_all(TRIM_BELOW_4)
+    reading = run.history.readings[0]
+    del reading.reads[:4]
+    reading.begins.add(5)
+    assert run.kinds() == {Kind.LOST}
+
+
+def test_a_saved_message_that_is_gone_before_anybody_saw_its_ack_may_be_one_of_those_without_a_name(run: GoodRun) -> None:
+    run.append_to_all(TRIM_BELOW_4)
+    give_up(run, 2)
+    run.history.readings = []
+    del run.history.acked[1]
+    run.history.saved.add(run.mark(1))
+    assert run.kinds() == set()
+    run.hand_over(70, ALICE, at_ns=900)
+    run.history.saved.add(run.mark(70))
+    assert run.kinds() == {Kind.LOST}, "two are missing, and one is gone"
+
+
 def test_the_summary_counts_and_shows_the_first_few(run: GoodRun) -> None:
     for store in run.stores:
         store.partitions[0] = Holding()

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
-from history_checker import Holding, read_register, read_store, truth_of
+from history_checker import Holding, Kind, read_register, read_store, truth_of
 from trilogue.actors.acceptor import Acceptor
+from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.journal import FenceRecord, FillRecord, JoinRecord, Journal, open_identity, try_lock
 from trilogue.actors.journal.records import encode_control
 from trilogue.actors.protocol.frames import HEADER_BYTES, encode_frame
 from trilogue.actors.protocol.limits import KIB, Limits
-from trilogue.actors.protocol.messages import pack_records
+from trilogue.actors.protocol.messages import TRIM, pack_records
 from trilogue.actors.protocol.ranges import Member, PartitionRecord, Range, encode_record
+from trilogue.actors.protocol.thinning import placed, thinned
 from trilogue.actors.protocol.vocabulary import Say
+from trimmed_store import Store, filled
 
 LOG_ID = 4711
 LIMITS = Limits(
@@ -228,6 +231,90 @@ def lie_down(directory: Path, frames: list[bytes], *records: Any) -> None:
         data += record if isinstance(record, bytes) else encode_control(record, log_id=LOG_ID, file=1, offset=len(data))
     (directory / "store.json").write_text(f'{{"log_id": {LOG_ID}}}')
     (directory / "journal-00000001.trl").write_bytes(data + bytes(640))
+
+
+# ---------------------------------------------------------------------- files that were written anew
+
+
+def trimmed(directory: Path) -> Store:
+    """A store whose session "s" was trimmed, all but its last hundred messages; "t" was not."""
+    store = filled(directory)
+    store.append((TRIM, "s", 301, 9))
+    store.thin()
+    assert store.thinner.files_thinned >= 2
+    store.journal.close()
+    store.indexes.close()
+    return store
+
+
+def test_thin_frames_are_read_and_what_is_gone_has_its_place(tmp_path: Path) -> None:
+    trimmed(tmp_path)
+    contents = read_store(tmp_path)
+    assert (contents.damage, contents.torn) == ([], "")
+    truth, anomalies = truth_of([contents], copies=1)
+    assert anomalies == []
+    assert truth.trims == {"s": 301}
+    for session in "st":
+        assert [(one.seq, one.n) for one in truth.sessions[session]] == [(k, k) for k in range(1, 401)]
+    given_up = [one.seq for one in truth.sessions["s"] if one.is_gone]
+    assert given_up
+    assert given_up[-1] <= 300
+    assert not [one for one in truth.sessions["t"] if one.is_gone]
+
+
+def test_what_one_store_gave_up_is_read_from_another_one_that_has_it(tmp_path: Path) -> None:
+    trimmed(tmp_path / "thin")
+    whole = filled(tmp_path / "whole")
+    whole.append((TRIM, "s", 301, 9))
+    whole.journal.close()
+    whole.indexes.close()
+    truth, anomalies = truth_of([read_store(tmp_path / name) for name in ("thin", "whole")], copies=2)
+    assert anomalies == []
+    assert not [one for one in truth.sessions["s"] if one.is_gone]
+
+
+def test_a_product_that_thins_without_asking_what_is_gone_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted bug: every run of a file that is written anew is taken for gone."""
+    monkeypatch.setattr(PartitionIndex, "gone", lambda _: lambda *_: True)
+    trimmed(tmp_path)
+    _, anomalies = truth_of([read_store(tmp_path)], copies=1)
+    assert anomalies
+    assert {one.kind for one in anomalies} == {Kind.NOT_TRIMMED}
+
+
+def test_a_thin_frame_inside_a_fill_is_read(journal: Journal, tmp_path: Path) -> None:
+    writer = Writer()
+    frames = [writer.frame(0, run_of(k, k, b"m%d" % k * 100), upto=k - 1) for k in range(1, 7)]
+    thin = thinned(frames[2], lambda item: True, 0)
+    journal.append([join(1, 4, crc_of(frames[2])), *frames[3:], FillRecord(0, thin), *(FillRecord(0, f) for f in frames[:2])])
+    holding = held(tmp_path)
+    assert (holding.base, holding.last, holding.older) == (1, 6, {})
+    assert [frame.thin for frame in holding.chain] == [False, False, True, False, False, False]
+    assert holding.chain[2].records == [[7, "room", SENDER, 3, 3, 5, 1, []]]
+
+
+def test_a_file_that_was_written_anew_and_ends_too_early_is_damage(tmp_path: Path) -> None:
+    trimmed(tmp_path)
+    path = tmp_path / "journal-00000001.trl"
+    data = path.read_bytes()
+    path.write_bytes(data[:-8])
+    assert read_store(tmp_path).damage
+    at = data.rindex((0x4C52547F).to_bytes(4, "little"), 0, -8)
+    while at % 8 or data[at + 6] not in (0, 32):
+        at = data.rindex((0x4C52547F).to_bytes(4, "little"), 0, at)
+    path.write_bytes(data[:at])
+    assert any("should go on to byte" in damage for damage in read_store(tmp_path).damage)
+
+
+def test_a_thin_frame_elsewhere_than_it_says_is_damage(tmp_path: Path) -> None:
+    writer = Writer()
+    thin = thinned(writer.frame(0, run_of(1, 1, bytes(500))), lambda item: True, 0)
+    lie_down(tmp_path, [placed(thin, 1, 0)])
+    assert len(held(tmp_path).chain) == 1
+    lie_down(tmp_path, [placed(thin, 1, 8)])
+    contents = read_store(tmp_path)
+    assert "belongs at byte 8" in contents.torn
+    assert contents.partitions[0].chain == []
 
 
 # ---------------------------------------------------------------------- the register

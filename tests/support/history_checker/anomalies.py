@@ -27,6 +27,7 @@ class Kind(StrEnum):
     TOO_FEW_COPIES = "too few copies"
     REFUSED_BUT_STORED = "refused but stored"
     DAMAGED = "damaged"
+    NOT_TRIMMED = "gone and not trimmed"
     DEPOSED = "acked by a deposed writer"
 
 

@@ -29,6 +29,7 @@ def judge(
     handed = {one.mark: one for one in history.handed}
     if len(handed) != len(history.handed):
         raise ValueError("two messages of the history have one mark: the recorder is at fault")
+    _name_what_is_gone(history, truth, handed)
     anomalies += _lost(history, truth, handed)
     anomalies += _duplicated(truth)
     anomalies += _places(history, truth, handed)
@@ -46,6 +47,16 @@ def judge(
     return anomalies
 
 
+def _name_what_is_gone(history: History, truth: Truth, handed: dict[str, HandedOver]) -> None:
+    """Of a message whose body no store has any more, an ack or a reader that knew its numbers tells which one it is."""
+    for ack in history.acked:
+        if ack.mark in handed:
+            truth.name(handed[ack.mark].session, ack.seq, ack.sender_id, ack.n, ack.mark)
+    for reading in history.readings:
+        for read in reading.reads:
+            truth.name(reading.session, read.seq, read.sender_id, read.n, read.mark)
+
+
 # ---------------------------------------------------------------------- what was sent
 
 
@@ -55,9 +66,14 @@ def _lost(history: History, truth: Truth, handed: dict[str, HandedOver]) -> Iter
         if mark not in truth.places:
             session = handed[mark].session if mark in handed else "?"
             yield Anomaly(Kind.LOST, mark, f"acked as {session} {ack.seq} by {ack.copies} stores, and not on all of them")
-    for mark in history.saved - acked.keys() - truth.places.keys() - history.failed.keys():
+    unnamed = truth.unnamed()
+    for mark in sorted(history.saved - acked.keys() - truth.places.keys() - history.failed.keys()):
         outbox = handed[mark].outbox
         if outbox in history.flushed:
+            lane = handed[mark].session, handed[mark].sender
+            if unnamed[lane]:  # it was acked to a process that was killed before it could say so, and is gone by now
+                unnamed[lane] -= 1
+                continue
             yield Anomaly(Kind.LOST, mark, f"was in the file of outbox {outbox}, which has been flushed since")
     for mark, error in history.proofs.items():
         yield Anomaly(Kind.LOST, mark, f"the client said: {error}")
@@ -144,6 +160,8 @@ def _made_up(truth: Truth, handed: dict[str, HandedOver]) -> Iterator[Anomaly]:
     for mark, places in truth.places.items():
         one = handed.get(mark)
         for place in places:
+            if place.is_gone and mark not in truth.named:
+                continue
             if one is None:
                 yield Anomaly(Kind.MADE_UP, f"{place.session} {place.seq}", f"{mark} was never handed over")
             elif (one.session, one.sender) != (place.session, place.sender):
@@ -190,11 +208,18 @@ def _deposed(history: History, truth: Truth, handed: dict[str, HandedOver]) -> I
 
 
 def _reading(reading: Reading, truth: Truth) -> Iterator[Anomaly]:
-    """One reader: in order, without a hole, what stands there (G3, G7)."""
+    """One reader: in order, without a hole, what stands there (G3, G7). Where history began for him, he was told so."""
     who = f"{reading.reader} in {reading.session}"
     at = reading.after
     seen: dict[str, int] = {}
+    begins = sorted(reading.begins)
+    for first in begins:
+        if first > truth.trimmed(reading.session):
+            what = f"was told that history begins at {first}, and trims on record end at {truth.trimmed(reading.session)}"
+            yield Anomaly(Kind.LOST, who, what)
     for read in reading.reads:
+        if at is not None and read.seq > at + 1 and read.seq in begins:
+            at = read.seq - 1
         if at is not None and read.seq > at + 1:
             yield Anomaly(Kind.CURSOR_SKIPPED, who, f"seq {read.seq} came after {at}")
         elif at is not None and read.seq <= at:
@@ -219,7 +244,8 @@ def _read_all(history: History, truth: Truth, handed: dict[str, HandedOver]) -> 
         who = f"{reading.reader} in {reading.session}"
         have = {read.seq for read in reading.reads}
         for one in truth.sessions.get(reading.session, []):
-            if (reading.after or 0) < one.seq <= reading.read_upto and one.seq not in have:
+            known = max([reading.after or 0, *(first - 1 for first in reading.begins)])
+            if known < one.seq <= reading.read_upto and one.seq not in have:
                 yield Anomaly(Kind.LOST, who, f"{one.mark} at {one.seq} was not read back")
         for ack in acks.get(reading.session, []):
             if ack.at_ns < reading.began_ns and ack.seq > reading.read_upto:

@@ -17,6 +17,7 @@ One file a process and life, JSON lines, `NAME.LIFE.jsonl`:
     {"e": "flushed"}                                       all that NAME was ever given is acked
     {"e": "reads", "reader", "session", "after", "t"}      a reader begins; after null: from now on
     {"e": "read", "reader", "session", "t", "seq", "sender_id", "n", "mark"}
+    {"e": "begins", "reader", "session", "first"}          it was told that the session begins there now
     {"e": "read all", "reader", "session", "upto"}         it was told that the session ends there, and has read so far
     {"e": "fault", "t", "what", "bound_s", "sessions"}     from t on, the sessions must come back within bound_s
 """
@@ -87,6 +88,7 @@ class Reading:
     after: int | None
     began_ns: int = 0
     reads: list[Read] = field(default_factory=list)
+    begins: set[int] = field(default_factory=set)  # seqs at which it was told that the session begins
     read_upto: int | None = None
 
 
@@ -163,6 +165,8 @@ class _Life:
                 reading = Reading(event["reader"], event["session"], event["after"], event["t"])
                 self._readings[event["reader"], event["session"]] = reading
                 history.readings.append(reading)
+            case "begins":
+                self._readings[event["reader"], event["session"]].begins.add(event["first"])
             case "read all":
                 self._readings[event["reader"], event["session"]].read_upto = event["upto"]
             case "fault":

@@ -7,11 +7,15 @@ The layout (design §5): `journal-NNNNNNNN.trl`, each a row of records up to zer
 header of 64 bytes, little-endian, a payload and zeros up to a multiple of 8. Flags 0 is a frame of a partition's log. The
 store's own notes that matter here (§6, rule 4):
 
+    1 FILE   [format, store, incarnation, previous, fences]: first in a file; the one before ends at `previous`. A file that
+             was written anew, without what is gone, adds where it ended before that and where it ends now, 8 bytes each
     2 FENCE  [writer, address]: from now on no writer below the header's epoch is obeyed
     8 JOIN   [writer, address, number, first, prev_crc, [[from, to] …]]: a fence that names the base. Unless the chain has
              that place, all is cut from `first` on, and what lies below it, but for the intervals and for what this store knew
              to be committed
-    16 FILL  the bytes of a whole frame that lies below the base
+    16 FILL  the bytes of a frame that lies below the base
+    32 THIN  what is left of a frame of the log: its header of 64 bytes, then its records; those whose messages are gone are
+             GONE [7, session, sender_id, first_n, first_seq, stored_at_us, messages, keys]. It stands for the frame
 
 Frames from the base on are the *chain*, one naming the CRC of the one before; `older` ones lie below it, and become part of the
 chain as soon as they connect to it. A frame at an index that the chain has replaces that one and all after it.
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from mmap import PROT_READ, mmap
 from pathlib import Path
@@ -31,17 +36,19 @@ import msgpack
 
 HEADER = struct.Struct("<IBBHQIQQIIIQII")
 MAGIC = 0x4C52547F
-FRAME, FENCE, JOIN, FILL = 0, 2, 8, 16
+FRAME, FILE, FENCE, JOIN, FILL, THIN = 0, 1, 2, 8, 16, 32
 
 
 class Frame(NamedTuple):
-    """One frame of a partition's log, checked against its CRCs. `crc` is its header's, which covers all of it."""
+    """One frame of a partition's log, checked against its CRCs. `crc` is its header's, which covers all of it. `thin`: other
+    bytes stand on this store than its header speaks of."""
 
     epoch: int
     crc: int
     committed_upto: int
     records: list[Any]
     prev_crc: int
+    thin: bool = False
 
 
 class _Bad(Exception):
@@ -149,16 +156,62 @@ def read_store(directory: Path) -> StoreContents:
     said = json.loads((directory / "store.json").read_bytes())
     contents = StoreContents(directory.name, identity=(said.get("store", ""), said.get("incarnation", 0)))
     paths = sorted(directory.glob("journal-*.trl"))
+    before = _End("", 0, None)
     for number, path in enumerate(paths, 1):
         if path.name != f"journal-{number:08d}.trl":
             contents.damage.append(f"file {number} is missing: {path.name} is there instead")
         with path.open("rb") as file, mmap(file.fileno(), 0, prot=PROT_READ) as data:
             offset, problem = _read_file(data, said["log_id"], contents)
+            head = _head_of(data, said["log_id"])
+        contents.damage += _ends(before, head)
+        before = _End(path.name, offset, head)
         if problem and path is paths[-1]:
             contents.torn = f"{path.name} at byte {offset}: {problem}"
         elif problem:
             contents.damage.append(f"{path.name} at byte {offset}: {problem}")
+    if before.head is not None and before.head.original:
+        contents.damage.append(f"{before.name} was written anew, so it is not the newest file: another one is missing")
     return contents
+
+
+class _Head(NamedTuple):
+    """What a FILE record says: where the file before ends, and, of one that was written anew, where this one ended and ends."""
+
+    previous: int
+    original: int
+    end: int
+
+
+class _End(NamedTuple):
+    """Where the records of a file end that was read."""
+
+    name: str
+    at: int
+    head: _Head | None
+
+
+def _head_of(data: mmap, log_id: int) -> _Head | None:
+    """The file's own words; nothing if it does not begin with any (what is wrong with it was said already)."""
+    try:
+        record = _record_at(data, 0, log_id)
+    except _Bad:
+        return None
+    if record.flags != FILE:
+        return None
+    said = msgpack.unpackb(record.payload, raw=False, use_list=True)
+    original, end = (int.from_bytes(item, "little") for item in said[5:7]) if len(said) >= 7 else (0, 0)
+    return _Head(said[3], original, end)
+
+
+def _ends(before: _End, head: _Head | None) -> Iterator[str]:
+    """What is wrong with where the file before ends, as it says itself and as this one says."""
+    if before.head is None or head is None:
+        return
+    should = before.head.end if before.head.original else head.previous
+    if before.at != should:
+        yield f"{before.name} ends at byte {before.at}, and should go on to byte {should}"
+    if before.head.original and before.head.original != head.previous:
+        yield f"{before.name} was written anew from {before.head.original} bytes, and had {head.previous}"
 
 
 def _read_file(data: mmap, log_id: int, contents: StoreContents) -> tuple[int, str]:
@@ -188,16 +241,19 @@ class _Record(NamedTuple):
     payload: bytes
     following: int
 
-    def frame(self) -> Frame:
-        """The frame that it is."""
-        records = msgpack.unpackb(self.payload, raw=False, use_list=True)
+    def frame(self, left: bytes | None = None) -> Frame:
+        """The frame that it is, whole, or with what is left of its records."""
+        try:
+            records = msgpack.unpackb(self.payload if left is None else left, raw=False, use_list=True)
+        except ValueError as error:
+            raise _Bad(f"records that are none: {error}") from None
         if len(records) != self.count:
             raise _Bad(f"{len(records)} records where the header says {self.count}")
-        return Frame(self.epoch, self.crc, self.committed_upto, records, self.prev_crc)
+        return Frame(self.epoch, self.crc, self.committed_upto, records, self.prev_crc, left is not None)
 
 
-def _record_at(data: mmap | bytes, offset: int, log_id: int) -> _Record:
-    """The record at `offset`, under its CRCs."""
+def _record_at(data: mmap | bytes, offset: int, log_id: int, *, header_only: bool = False) -> _Record:
+    """The record at `offset`, under its CRCs. `header_only`: its payload is not what lies behind it."""
     if offset + HEADER.size > len(data):
         raise _Bad("half a header")
     fields = HEADER.unpack_from(data, offset)
@@ -206,6 +262,8 @@ def _record_at(data: mmap | bytes, offset: int, log_id: int) -> _Record:
         raise _Bad("no header, or a damaged one")
     if (version, codec, log) != (1, 1, log_id):
         raise _Bad(f"version {version}, codec {codec}, log {log}")
+    if header_only:
+        return _Record(flags, partition, epoch, index, prev_crc, count, upto, own_crc, b"", offset + HEADER.size)
     payload = data[offset + HEADER.size : offset + HEADER.size + size]
     following: int = offset + HEADER.size + -(-size // 8) * 8
     if len(payload) != size or crc32(payload) != payload_crc or any(data[offset + HEADER.size + size : following]):
@@ -213,22 +271,34 @@ def _record_at(data: mmap | bytes, offset: int, log_id: int) -> _Record:
     return _Record(flags, partition, epoch, index, prev_crc, count, upto, own_crc, payload, following)
 
 
+def _frame_of(record: _Record, log_id: int) -> tuple[int, Frame]:
+    """The index and the frame that an intact record is, whole or thin."""
+    if record.flags == FRAME:
+        return record.index, record.frame()
+    inner = _record_at(record.payload, 0, log_id, header_only=True)
+    if (inner.flags, inner.partition, inner.epoch) != (FRAME, record.partition, record.epoch):
+        raise _Bad(f"a thin frame of partition {record.partition} holds the header of another record")
+    return inner.index, inner.frame(record.payload[HEADER.size :])
+
+
 def _take_record(data: mmap, offset: int, log_id: int, contents: StoreContents) -> int:
     """Take in the record at `offset`; where the next one begins."""
     record = _record_at(data, offset, log_id)
-    if record.flags not in (FRAME, FENCE, JOIN, FILL):
+    if record.flags not in (FRAME, FENCE, JOIN, FILL, THIN):
         return record.following
     partition = record.partition
     holding = contents.partitions.setdefault(partition, Holding())
-    where = f"partition {partition} frame {record.index} of epoch {record.epoch}"
-    if record.flags == FRAME:
-        holding.take(record.index, record.frame(), contents.damage, where)
+    if record.flags in (FRAME, THIN):
+        if record.flags == THIN and record.index != offset:
+            raise _Bad(f"a thin frame that belongs at byte {record.index}")
+        index, frame = _frame_of(record, log_id)
+        holding.take(index, frame, contents.damage, f"partition {partition} frame {index} of epoch {frame.epoch}")
     elif record.flags == FILL:
         inner = _record_at(record.payload, 0, log_id)
-        where = f"partition {partition} frame {inner.index} of epoch {inner.epoch}"
-        if (inner.flags, inner.partition) != (FRAME, partition):
-            raise _Bad(f"{where} of partition {inner.partition} was filled in")
-        holding.fill(inner.index, inner.frame(), contents.damage, where)
+        if inner.flags not in (FRAME, THIN) or inner.partition != partition:
+            raise _Bad(f"a record of partition {inner.partition} was filled into partition {partition}")
+        index, frame = _frame_of(inner, log_id)
+        holding.fill(index, frame, contents.damage, f"partition {partition} frame {index} of epoch {frame.epoch}")
     else:
         holding.obey(record.epoch, contents.damage, f"partition {partition}")
         if record.flags == JOIN:

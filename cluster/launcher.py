@@ -22,6 +22,7 @@ from trilogue.cluster.on_ray.ray_head import join, keep_logs, start_private
 from trilogue.cluster.on_ray.starting import Started, check_free, end_actors, run_file_of, start_lock, start_system
 from trilogue.cluster.settings.asked import Settings, check_running, open_data, settings_of
 from trilogue.cluster.settings.config import NAMESPACE, SUPERVISOR, Desired, split_listen, store_names
+from trilogue.cluster.settings.keeping import KeepBytes, KeepFor
 from trilogue.cluster.settings.runfile import RayRun, RunFile, data_run_file, read_run_file, remove_run_files
 
 ANSWER_TIMEOUT_S = 10.0
@@ -107,6 +108,8 @@ def launch(
     stores: int | None = None,
     spare_sessions: int | None = None,
     min_copies: int | None = None,
+    keep_for: KeepFor | None = None,
+    keep_bytes: KeepBytes | None = None,
     data: str | os.PathLike[str] | None = None,
     listen: str | None = None,
     ray_address: str | None = None,
@@ -123,13 +126,18 @@ def launch(
     to take a partition over. While stores are missing and no spare one is left, a partition waits, or goes on with
     `min_copies` (as many as `copies`). Where the same system runs on this Ray already, it is returned as it is.
 
+    Everything is kept, unless it is said otherwise: messages older than `keep_for` (a `timedelta`, a number of seconds, or a
+    text such as "30d", "12h", "90m", "45s") are let go, and the oldest of more than `keep_bytes` in a partition (a number, or
+    a text such as "50GiB", "500MB"). With both, whichever lets go first. What was said stays in force at later launches
+    that do not say it; "forever" and "all" end it. Who reads what is gone gets `HistoryTrimmed`.
+
     Raises `InvalidSettings`; `SettingsDiffer` when the data, or the system that runs, has other settings; another
     `DataError` for an unusable directory; `LaunchError` when Ray or a partition does not come up within
     `timeout_s`.
     """
     settings = settings_of(
         partitions=partitions, copies=copies, stores=stores, spare_sessions=spare_sessions, min_copies=min_copies,
-        data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs,
+        keep_for=keep_for, keep_bytes=keep_bytes, data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs,
     )  # fmt: skip
     given = data is not None
     connected = _is_connected()

@@ -76,6 +76,22 @@ def up(
     min_copies: Annotated[
         int | None, typer.Option(metavar="N", help="Go on with so many copies while stores are missing (as many as copies).")
     ] = None,
+    keep_for: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Let messages go that are older: 30d, 12h, 90m or 45s; `forever` keeps them again. Stays in force until it is "
+            "said otherwise.",
+        ),
+    ] = None,
+    keep_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Let a partition's oldest messages go when it has more: 50GiB or 500MB; `all` keeps them again. With both "
+            "options, whichever lets go first.",
+        ),
+    ] = None,
     data: Data = None,
     listen: Annotated[
         str | None,
@@ -101,7 +117,7 @@ def up(
 
     settings = settings_of(
         partitions=partitions, copies=copies, stores=stores, spare_sessions=spare_sessions, min_copies=min_copies,
-        data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs,
+        keep_for=keep_for, keep_bytes=keep_bytes, data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs,
     )  # fmt: skip
     with show.progress() as progress:
         outcome = start(settings, ray_address, timeout, progress)
@@ -163,7 +179,7 @@ def send(
 def tail(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")],
     after: Annotated[
-        int | None, typer.Option(metavar="SEQ", help="Only what follows this seq (without it: the newest).")
+        int | None, typer.Option(metavar="SEQ", help="Only what follows this seq (without it: the newest that are there).")
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most so many (10 of the newest).")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
@@ -176,6 +192,27 @@ def tail(
     from trilogue.cluster.commands.find import locate
 
     asyncio.run(talk.tail(locate(address, data), session, after, limit, follow=follow, as_json=json))
+
+
+@app.command()
+def trim(
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")],
+    before: Annotated[
+        int, typer.Option(metavar="SEQ", help="All messages below this seq; the last seq + 1 for all there are.")
+    ],
+    json: Json = False,
+    address: Address = None,
+    data: Data = None,
+) -> None:
+    """Let a session's older messages go, for good. Numbers go on where they were. Exit code 1: it may have been done."""
+    from trilogue.cluster.commands import talk
+    from trilogue.cluster.commands.find import locate
+
+    first = asyncio.run(talk.trim(locate(address, data), session, before))
+    if json:
+        _print_json({"session": session, "before": before, "first_available": first})
+    else:
+        typer.echo(talk.trimmed(session, first))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from trilogue.cluster.commands.find import Known
 from trilogue.cluster.commands.margins import in_words, margins, register_of
 from trilogue.cluster.commands.streams import ask_all
 from trilogue.cluster.on_ray.placement import protection, read_places
+from trilogue.cluster.settings import keeping
 from trilogue.cluster.settings.config import SUPERVISOR, read_record
 from trilogue.cluster.settings.runfile import RunFile
 
@@ -87,21 +88,22 @@ def _shape(known: Known, actors: dict[str, dict[str, Any]], route: dict[str, Any
         "failovers": supervisor.get("failovers"),
         "stores": [_store(one) for _, one in sorted(stores.items())],
         "missing": sorted(expected - set(actors)),
+        "retention": {key: _setting(supervisor, run, key) for key in ("keep_s", "keep_bytes")},
         "register": register,
-        "may_lose": margins(partitions, register, there, _min_copies(supervisor, run)),
+        "may_lose": margins(partitions, register, there, _setting(supervisor, run, "min_copies")),
         "protects_against": _protection(run.data if run is not None else None, stores, copies),
         "actors": dict(sorted(actors.items())),
     }
 
 
-def _min_copies(supervisor: dict[str, Any], run: RunFile | None) -> int | None:
-    """How many stores a partition needs at least; None when nobody says it."""
-    if "min_copies" in supervisor:
-        return int(supervisor["min_copies"])
+def _setting(supervisor: dict[str, Any], run: RunFile | None, name: str) -> int | None:
+    """What the system was told to be, as the Supervisor says, or the data directory; None when nobody says it."""
+    if name in supervisor:
+        return int(supervisor[name])
     if run is not None:
         with contextlib.suppress(TrilogueError):
             record = read_record(Path(run.data))
-            return record.min_copies if record is not None else None
+            return int(getattr(record, name)) if record is not None else None
     return None
 
 
@@ -120,7 +122,8 @@ def _partition(
 ) -> dict[str, Any]:
     """What its owner says; what the Supervisor hears of it; without an owner, what the stores remember.
 
-    `stores` are the members of its last range, `spares` the stores that could replace one of them now.
+    `stores` are the members of its last range, `spares` the stores that could replace one of them now. All messages in the
+    frames up to `floor` were let go.
     """
     about = {key: heard.get(key) if heard is not None else None for key in ("since", "failovers")}
     if one is None:
@@ -129,10 +132,10 @@ def _partition(
         if heard is not None and heard["actor"] is None:
             state = str(heard["state"])
         return {"partition": partition, "state": state, "actor": None, "epoch": epoch, "copies": 0, "stores": [], "spares": [],
-                "address": address, "committed": 0, "hot_sessions": 0, **about}  # fmt: skip
+                "address": address, "committed": 0, "floor": 0, "hot_sessions": 0, **about}  # fmt: skip
     if heard is not None and heard["actor"] != one["name"]:
         about["since"] = None
-    same = ("partition", "state", "epoch", "copies", "spares", "address", "committed", "hot_sessions")
+    same = ("partition", "state", "epoch", "copies", "spares", "address", "committed", "floor", "hot_sessions")
     return {**{key: one.get(key) for key in same}, "actor": one["name"], "stores": one["members"], **about}
 
 
@@ -194,6 +197,7 @@ def render(status: dict[str, Any]) -> None:
         ("address", ", ".join(status["addresses"][:1]) + f"  (any of {len(status['addresses'])} leads to all)"),
         ("copies", status["protects_against"]),
         ("register", _register(status["register"])),
+        ("retention", _retention(status["retention"])),
         ("margins", f"stores that may be lost {in_words(status['may_lose'])}"),
         ("Ray", f"{status['ray']['address']}, {status['ray']['temp_dir'] or 'joined'}" if status["ray"] else None),
         ("logs", status["logs"]),
@@ -208,7 +212,7 @@ def render(status: dict[str, Any]) -> None:
         style = None if one["state"] == "open" else "yellow"
         row = (
             one["partition"], one["state"], one["actor"], _when(one["since"]), one["epoch"], one["failovers"], one["copies"],
-            _numbers(one["stores"]), _numbers(one["spares"]), one["hot_sessions"], one["committed"], one["address"],
+            _numbers(one["stores"]), _numbers(one["spares"]), one["hot_sessions"], _frames(one), one["address"],
         )  # fmt: skip
         partitions.add_row(*("-" if item in (None, "") else str(item) for item in row), style=style)
     stores = Table("store", "state", "on disk", "free", "partitions", "index", "directory", box=None, pad_edge=False)
@@ -233,6 +237,17 @@ def render(status: dict[str, Any]) -> None:
         console.print(
             f"\nnot answering: {', '.join(status['missing'])} (Ray restarts an actor within a few seconds)", style="yellow"
         )
+
+
+def _retention(retention: dict[str, int | None]) -> str | None:
+    keep_s, keep_bytes = retention["keep_s"], retention["keep_bytes"]
+    return keeping.in_words(keep_s, keep_bytes) if keep_s is not None and keep_bytes is not None else None
+
+
+def _frames(partition: dict[str, Any]) -> str:
+    """How many frames were written, and with which the messages begin that are kept."""
+    floor = partition["floor"]
+    return f"{partition['committed']}, from {floor + 1}" if floor else str(partition["committed"])
 
 
 def _register(register: dict[str, Any]) -> str | None:

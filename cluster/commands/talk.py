@@ -1,6 +1,6 @@
-"""`trilogue send` and `trilogue tail`: one message in, or a session's messages out.
+"""`trilogue send`, `trilogue tail` and `trilogue trim`: one message in, a session's messages out, or its older ones gone.
 
-Owns what the two commands do, and how a message looks on a terminal. It must not know how a client works.
+Owns what the three commands do, and how a message looks on a terminal. It must not know how a client works.
 Invariants: one line a message, whatever is in its body; a time-out says that the message may have been stored, and
 why it took so long.
 """
@@ -15,13 +15,16 @@ import sys
 import time
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trilogue.actors.protocol.errors import TrilogueError, Unavailable, Unsent, UsageError
 from trilogue.actors.protocol.ids import check_session, partition_of
 from trilogue.actors.protocol.messages import Ack, Message
 from trilogue.cluster.commands.find import Known, check_answers
 from trilogue.cluster.commands.output import json_text
+
+if TYPE_CHECKING:
+    from trilogue.client import Client
 
 LAST_DEFAULT = 10
 CLOSE_TIMEOUT_S = 0.2
@@ -103,11 +106,11 @@ async def tail(known: Known, session: str, after: int | None, limit: int | None,
     async with Client(address=",".join(known.addresses), token=known.token) as client:
         left = limit
         if after is None:
-            # The limit counts what is shown: the newest that are there already come first.
-            page = await client.history(session, last=limit if limit is not None else LAST_DEFAULT)
+            # With `follow` the limit counts what is shown: the newest that are there already come first.
+            page, reached = await _newest(client, session, limit if limit is not None else LAST_DEFAULT)
         else:
             page = await client.history(session, after=after, limit=min(left or PAGE_MESSAGES, PAGE_MESSAGES))
-        reached = after or 0
+            reached = after
         while page:
             for message in page:
                 show(message)
@@ -126,6 +129,39 @@ async def tail(known: Known, session: str, after: int | None, limit: int | None,
                 left = left - 1 if left is not None else None
                 if left == 0:
                     return
+
+
+async def _newest(client: Client, session: str, last: int) -> tuple[list[Message], int]:
+    """The newest messages, and the seq that the next one follows. Says on standard error if fewer are left than asked for."""
+    head = (await client.heads([session]))[session]
+    page = await client.history(session, last=last)
+    head = page[-1].seq if page else head
+    if len(page) < min(last, head):
+        first = page[0].seq if page else head + 1
+        print(f"trilogue: {trimmed(session, first)}", file=sys.stderr)
+    return page, head
+
+
+async def trim(known: Known, session: str, before: int) -> int:
+    """Let the session's messages below `before` go; the first seq that is there then. Raises as `Client.trim`."""
+    from trilogue.client import Client
+
+    check_session(session)
+    await check_answers(known)
+    async with Client(address=",".join(known.addresses), token=known.token) as client:
+        try:
+            return await client.trim(session, before=before)
+        except Unavailable as error:
+            raise Unavailable(f"{error} (it may have been done; doing it again is harmless)") from None
+
+
+def trimmed(session: str, first: int) -> str:
+    """What is gone, and where the session begins now."""
+    name = printable(session.encode())
+    if first == 1:
+        return f"{name} begins with message 1: nothing is gone"
+    gone = "message 1 is" if first == 2 else f"messages 1 to {first - 1} are"
+    return f"{name} begins with message {first} now: {gone} gone"
 
 
 def default_sender() -> str:

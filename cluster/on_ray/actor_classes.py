@@ -121,6 +121,8 @@ def create_actor(desired: Desired, name: str, here: str) -> Any:
         token=desired.token,
         listen=listen,
         first_stores=stores[: record.first_stores],
+        keep_s=record.keep_s,
+        keep_bytes=record.keep_bytes,
     )
     # A soft wish is one that Ray may pass over: it has put three neighbours on one node. Of a lost node Ray says that its actor
     # is dead, and the Supervisor creates it again, on a living one.

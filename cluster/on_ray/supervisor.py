@@ -93,6 +93,8 @@ class Supervisor:
             "losses": {name: one.losses for name, one in self._watched.items() if one.losses},
             "copies": self._desired.record.copies,
             "min_copies": self._desired.record.min_copies,
+            "keep_s": self._desired.record.keep_s,
+            "keep_bytes": self._desired.record.keep_bytes,
             "stores": list(store_names(self._desired.record)),
             "register": self._keeper.status(),
             **self._orders.status(),

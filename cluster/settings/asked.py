@@ -7,6 +7,7 @@ owner alone.
 
 Four numbers are about copies. `copies`: on how many stores each message is. `stores`: how many there are in all. Spare stores:
 those that are more than the copies, one by default. `spare_sessions`: SessionActors that wait for a partition to take over.
+How long messages are kept, and how many bytes of them, each start may say anew (``keeping``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ from trilogue.actors.protocol.limits import COPIES_MAX, STORES_MAX
 from trilogue.cluster.settings.config import SPARE_SESSIONS_DEFAULT, ClusterRecord, read_record, split_listen, write_record
 from trilogue.cluster.settings.directories import data_home, whole_path
 from trilogue.cluster.settings.files import make_directory, write_whole
+from trilogue.cluster.settings.keeping import (
+    KEEP_BYTES_MAX,
+    KEEP_S_MAX,
+    KeepBytes,
+    KeepFor,
+    bytes_of,
+    bytes_text,
+    seconds_of,
+    time_text,
+)
 
 PARTITIONS_DEFAULT = 4
 COPIES_DEFAULT = 3
@@ -52,6 +63,8 @@ class Settings(BaseModel):
     stores: Annotated[int, Field(ge=1, le=STORES_MAX)] | None = None
     min_copies: Annotated[int, Field(ge=1, le=COPIES_MAX)] | None = None
     spare_sessions: Annotated[int, Field(ge=0, le=SPARE_SESSIONS_MAX)] | None = None
+    keep_s: Annotated[int, Field(ge=0, le=KEEP_S_MAX)] | None = None
+    keep_bytes: Annotated[int, Field(ge=0, le=KEEP_BYTES_MAX)] | None = None
     data: Path
     listen: str | None = None
     spread: bool | None = None
@@ -66,8 +79,16 @@ class Settings(BaseModel):
         return self
 
 
-def settings_of(*, data: str | os.PathLike[str] | None = None, **values: Any) -> Settings:
+def settings_of(
+    *,
+    data: str | os.PathLike[str] | None = None,
+    keep_for: KeepFor | None = None,
+    keep_bytes: KeepBytes | None = None,
+    **values: Any,
+) -> Settings:
     """Checked settings. Raises `InvalidSettings` in one line that names what is out of bounds."""
+    values["keep_s"] = seconds_of(keep_for) if keep_for is not None else None
+    values["keep_bytes"] = bytes_of(keep_bytes) if keep_bytes is not None else None
     if data is not None and (not os.fspath(data) or "\0" in os.fspath(data)):
         raise InvalidSettings(f"--data {os.fspath(data)!r} is no path: name a directory")
     try:
@@ -125,7 +146,12 @@ def as_asked(settings: Settings, record: ClusterRecord, nodes: int = 1) -> Clust
         raise InvalidSettings(f"--min-copies {min_copies}: with {record.copies} copies give {bounds}")
     spare_sessions = record.spare_sessions if settings.spare_sessions is None else settings.spare_sessions
     return record._replace(
-        stores=stores, first_stores=record.first_stores or stores, min_copies=min_copies, spare_sessions=spare_sessions
+        stores=stores,
+        first_stores=record.first_stores or stores,
+        min_copies=min_copies,
+        spare_sessions=spare_sessions,
+        keep_s=record.keep_s if settings.keep_s is None else settings.keep_s,
+        keep_bytes=record.keep_bytes if settings.keep_bytes is None else settings.keep_bytes,
     )
 
 
@@ -152,6 +178,14 @@ def check_running(settings: Settings, record: ClusterRecord) -> None:
                 else "end it first, then start it so"
             )
             raise SettingsDiffer(f"the system runs with {name}={have}, not {asked}: {way_out}")
+    for option, asked, have, text in (
+        ("keep-for", settings.keep_s, record.keep_s, time_text),
+        ("keep-bytes", settings.keep_bytes, record.keep_bytes, bytes_text),
+    ):
+        if asked is not None and asked != have:
+            raise SettingsDiffer(
+                f"the system runs with --{option} {text(have)}, not {text(asked)}: end it first, then start it so"
+            )
 
 
 def _create(settings: Settings) -> ClusterRecord:

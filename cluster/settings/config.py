@@ -41,6 +41,7 @@ class ClusterRecord(NamedTuple):
 
     `first_stores` is how many stores there were at the first start, on which partitions are founded; it is fixed from then on,
     and `stores` only grows. Both are 0 before: nobody has said how many, and how many nodes there are is not known yet.
+    `keep_s` and `keep_bytes` are 0 when nothing is let go; a file of before there was a choice lacks them.
     """
 
     cluster: str
@@ -52,6 +53,8 @@ class ClusterRecord(NamedTuple):
     first_stores: int
     min_copies: int
     spare_sessions: int
+    keep_s: int = 0
+    keep_bytes: int = 0
 
     @property
     def is_sound(self) -> bool:
@@ -105,6 +108,7 @@ def read_record(data: Path) -> ClusterRecord | None:
         if version == 1:
             later = {"first_stores": raw["stores"], "min_copies": raw["copies"], "spare_sessions": SPARE_SESSIONS_DEFAULT}
             raw = raw | later
+        raw = ClusterRecord._field_defaults | raw
         record = ClusterRecord._make(raw[field] for field in ClusterRecord._fields)
     except KeyError as error:
         raise DirectoryUnusable(f"{path} lacks {error}: restore it from a backup") from None

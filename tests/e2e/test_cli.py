@@ -80,7 +80,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 @pytest.fixture(scope="module")
 def running(shell: Shell) -> Iterator[Shell]:
     """The same user with a system that `up` has started."""
-    done = shell("up", "--data", str(shell.data), "--partitions", "2", "--allow-tmpfs")
+    kept = ("--keep-for", "30d", "--keep-bytes", "50GiB")
+    done = shell("up", "--data", str(shell.data), "--partitions", "2", "--allow-tmpfs", *kept)
     assert "trilogue is up: 4 stores, 3 SessionActors" in done.stdout
     assert f"trilogue send --data {shell.data} room-42 'hello'" in done.stdout
     yield shell
@@ -123,6 +124,45 @@ def test_tail_follow_shows_what_comes(running: Shell) -> None:
         assert watching.wait(DEADLINE_S) == 0
 
 
+def test_what_is_trimmed_is_gone_for_every_reader_and_each_says_where_the_session_begins(running: Shell) -> None:
+    """G8: never a silent hole."""
+    for number in range(1, 6):
+        running("send", "trimmed", f"text {number}", "--sender", "alice")
+    beyond = running("trim", "trimmed", "--before", "7", code=2).stderr
+    assert "before=7: session 'trimmed' has 5 messages, so 1 to 6" in beyond
+    assert running("trim", "trimmed", "--before", "1").stdout == "trimmed begins with message 1: nothing is gone\n"
+    gone = "trimmed begins with message 4 now: messages 1 to 3 are gone\n"
+    assert running("trim", "trimmed", "--before", "4").stdout == gone
+    again = json.loads(running("trim", "trimmed", "--before", "2", "--json").stdout)
+    assert again == {"session": "trimmed", "before": 2, "first_available": 4}
+    shown = running("tail", "trimmed")
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["4", "5"]
+    assert shown.stderr == f"trilogue: {gone}"
+    assert running("tail", "trimmed", "--limit", "2").stderr == "", "all that was asked for is there"
+    below = running("tail", "trimmed", "--after", "2", code=1)
+    assert "its first message is 4 now; read on with after=3" in below.stderr
+    assert running("tail", "trimmed", "--after", "3", "--json").stdout.count("\n") == 2
+    running("trim", "trimmed", "--before", "6")
+    empty = running("tail", "trimmed")
+    assert (empty.stdout, "messages 1 to 5 are gone" in empty.stderr) == ("", True)
+    assert running("send", "trimmed", "text 6").stdout == "trimmed 6: stored on 3 stores\n"
+    assert json.loads(running("verify", "--json").stdout)["ok"]
+
+
+def test_tail_follow_of_a_session_of_which_all_is_gone_shows_what_comes(running: Shell) -> None:
+    running("send", "emptied", "first")
+    running("trim", "emptied", "--before", "2")
+    command = [sys.executable, "-m", "trilogue.cluster", "tail", "emptied", "--follow", "--limit", "1"]
+    with subprocess.Popen(
+        command, env=running.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stderr is not None
+        assert "message 1 is gone" in watching.stderr.readline()
+        running("send", "emptied", "second")
+        assert watching.communicate(timeout=DEADLINE_S)[0].rstrip().endswith("second")
+        assert watching.returncode == 0
+
+
 def test_status_and_verify_answer_in_words_and_in_json_within_a_moment(running: Shell) -> None:
     started = time.monotonic()
     shown = running("status").stdout
@@ -131,6 +171,9 @@ def test_status_and_verify_answer_in_words_and_in_json_within_a_moment(running: 
     assert str(running.data / "store-2") in shown
     status = json.loads(running("status", "--json").stdout)
     assert [one["state"] for one in status["partitions"]] == ["open", "open"]
+    assert "lets go messages older than 30d and the oldest of more than 50GiB in a partition" in shown
+    assert status["retention"] == {"keep_s": 30 * 86_400, "keep_bytes": 50 << 30}
+    assert all(0 <= one["floor"] < one["committed"] for one in status["partitions"])
     assert f"spare SessionActors: {status['spare_sessions'][0]}" in shown
     assert Path(status["logs"]).is_dir()
     report = json.loads(running("verify", "--json").stdout)
@@ -148,6 +191,8 @@ def test_up_again_says_that_it_runs_already_and_refuses_other_settings(running: 
     grown = running("up", "--data", str(running.data), "--stores", "5", code=1)
     assert "the system runs with stores=4, not 5: end it first" in grown.stderr
     assert "`trilogue down` first" in running("up", "--data", str(running.data), "--listen", "127.0.0.1:9", code=1).stderr
+    kept = running("up", "--data", str(running.data), "--keep-for", "7d", code=1)
+    assert "the system runs with --keep-for 30d, not 7d: end it first, then start it so" in kept.stderr
 
 
 def test_the_run_file_says_where_everything_is_and_holds_no_secret(running: Shell) -> None:

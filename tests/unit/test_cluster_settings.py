@@ -66,6 +66,8 @@ def config_of(record: ClusterRecord) -> SessionConfig:
         ({"listen": ":80"}, "HOST:PORT"),
         ({"data": "a\0b"}, "is no path"),
         ({"data": ""}, "is no path"),
+        ({"keep_for": "0"}, "--keep-for 0: write how long, as in 30d, 12h, 90m or 45s (1s to 36500d), or forever"),
+        ({"keep_bytes": "0"}, "--keep-bytes 0: write how much, as in 50GiB, 500MB or 1000000, or all"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_one_line(tmp_path: Path, values: dict[str, Any], named: str) -> None:
@@ -166,6 +168,34 @@ def test_new_data_gets_one_store_a_node_on_a_cluster_and_a_spare_one_on_a_single
     assert start(settings_of(data=tmp_path / "wide", spread=True), nodes=2).stores == 3
 
 
+def test_what_is_kept_may_be_said_anew_at_each_start_and_stays_in_force_until_then(tmp_path: Path) -> None:
+    assert start(settings_of(data=tmp_path))[-2:] == (0, 0), "everything"
+    asked, _ = open_data(settings_of(data=tmp_path, keep_for="30d", keep_bytes="50GiB"))
+    assert (asked.keep_s, asked.keep_bytes) == (30 * 86_400, 50 << 30)
+    assert "2592000" not in (tmp_path / "cluster.json").read_text(), "kept when a start was found possible"
+    start(settings_of(data=tmp_path, keep_for="30d", keep_bytes="50GiB"))
+    assert start(settings_of(data=tmp_path))[-2:] == (30 * 86_400, 50 << 30)
+    assert start(settings_of(data=tmp_path, keep_for="forever"))[-2:] == (0, 50 << 30)
+    assert start(settings_of(data=tmp_path, keep_bytes="all"))[-2:] == (0, 0)
+
+
+def test_data_of_before_there_was_a_choice_keeps_everything(tmp_path: Path) -> None:
+    record = start(settings_of(data=tmp_path, keep_for="30d"))
+    path = tmp_path / "cluster.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in written.items() if not key.startswith("keep")}))
+    assert start(settings_of(data=tmp_path)) == record._replace(keep_s=0)
+
+
+def test_a_running_system_lets_go_what_it_was_told_to_and_says_how_to_change_that(tmp_path: Path) -> None:
+    record = start(settings_of(data=tmp_path, keep_for="30d"))
+    check_running(settings_of(data=tmp_path, keep_for="720h", keep_bytes="all"), record)
+    with pytest.raises(SettingsDiffer, match="with --keep-for 30d, not forever: end it first, then start it so"):
+        check_running(settings_of(data=tmp_path, keep_for="forever"), record)
+    with pytest.raises(SettingsDiffer, match="with --keep-bytes all, not 500MB: end it first"):
+        check_running(settings_of(data=tmp_path, keep_bytes="500MB"), record)
+
+
 OLD = {
     "format": 1,
     "cluster": "c" * 32,
@@ -216,6 +246,8 @@ def test_a_running_system_is_not_changed_and_the_way_to_change_it_is_said(tmp_pa
         (json.dumps(OLD | {"format": 2, "first_stores": 3, "min_copies": 4, "spare_sessions": 1}), DataError),
         (json.dumps(OLD | {"format": 2, "first_stores": 3, "min_copies": 3, "spare_sessions": -1}), DataError),
         (json.dumps(OLD | {"format": 2, "first_stores": 3, "min_copies": "3", "spare_sessions": 1}), DataError),
+        (json.dumps(OLD | {"format": 2, "first_stores": 3, "min_copies": 3, "spare_sessions": 1, "keep_s": -1}), DataError),
+        (json.dumps(OLD | {"format": 2, "first_stores": 3, "min_copies": 3, "spare_sessions": 1, "keep_s": "1d"}), DataError),
     ],
 )
 def test_a_cluster_file_that_cannot_be_used_is_left_as_it_is(tmp_path: Path, content: str, error: type[DataError]) -> None:

@@ -82,6 +82,18 @@ def test_json_keeps_every_field_and_bytes_that_are_no_text(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (1, "room begins with message 1: nothing is gone"),
+        (2, "room begins with message 2 now: message 1 is gone"),
+        (17, "room begins with message 17 now: messages 1 to 16 are gone"),
+    ],
+)
+def test_what_is_gone_is_said_in_one_line(first: int, said: str) -> None:
+    assert talk.trimmed("room", first) == said
+
+
+@pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["send"], "SESSION"),
@@ -91,6 +103,10 @@ def test_json_keeps_every_field_and_bytes_that_are_no_text(capsys: pytest.Captur
         (["up", "--partitions", "0"], "--partitions 0"),
         (["up", "--partitions", "many"], "--partitions"),
         (["up", "--listen", "here:there"], "--listen"),
+        (["up", "--keep-for", "0"], "or forever"),
+        (["up", "--keep-bytes", "much"], "or all"),
+        (["trim", "room"], "--before"),
+        (["trim", "room", "--before", "x"], "--before"),
         (["up", "--data", ""], "--data"),
         (["up", "--data", "~nobody-of-that-name/data"], "write the whole path"),
         (["status", "--data", "~nobody-of-that-name/data"], "write the whole path"),

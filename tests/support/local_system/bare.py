@@ -123,8 +123,8 @@ class BareSystem:
         }  # fmt: skip
         if name in self.stores:
             return {**common, "directory": str(self.root / name), "allow_tmpfs": True}
-        copies = {"copies": record.copies, "min_copies": record.min_copies}
-        return {**common, **copies, "stores": self.stores, "book": self._addresses}
+        told = {name: getattr(record, name) for name in ("copies", "min_copies", "keep_s", "keep_bytes")}
+        return {**common, **told, "stores": self.stores, "book": self._addresses}
 
 
 class FixedBook:

@@ -145,8 +145,11 @@ async def _newest(client: Client, session: str, last: int) -> tuple[list[Message
 async def trim(known: Known, session: str, before: int) -> int:
     """Let the session's messages below `before` go; the first seq that is there then. Raises as `Client.trim`."""
     from trilogue.client import Client
+    from trilogue.client.reading.pages import SEQ_MAX
 
     check_session(session)
+    if not 0 < before <= SEQ_MAX:
+        raise UsageError(f"--before {before}: a seq, from 1 to the last one + 1")
     await check_answers(known)
     async with Client(address=",".join(known.addresses), token=known.token) as client:
         try:

@@ -223,6 +223,7 @@ def test_a_wrong_token_and_a_missing_one_are_told_apart(running: Shell, tmp_path
         (("send", "x" * 256, "text"), "255 at most", 2),
         (("send", "room", "text", "--sender", "a\nb"), "control character", 2),
         (("tail", "room", "--after", "-1"), "after", 2),
+        (("trim", "room", "--before", "0"), "--before 0: a seq, from 1", 2),
         (("send", "room", "text", "--outbox", "/proc/nowhere/box.db"), "cannot open", 1),
     ],
 )

@@ -19,6 +19,7 @@ WHILE_UP, EMBEDDED = PROGRAMS[0], PROGRAMS[1:]
 SAID = {
     "chat-data": ["1. alice: is anybody here?", "2. bob: I am!"],
     "order-data": ["order-7 is done"],
+    "news-data": ["the news begin with story 4\n4 story 4\n5 story 5\n"],
     "task-data": ["[0, 1, 2, 3, 4, 5, 6, 7, 8, 9] 10"],
 }
 

@@ -7,7 +7,7 @@ must not know Ray. Invariant: all of it is frozen, and can be pickled by Ray.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 
@@ -18,6 +18,9 @@ class Credentials:
 
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
+
+
+NOBODY: Final = Credentials()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class StoreConfig:
     allow_tmpfs: bool = False
     limits: Limits = DEFAULT_LIMITS
     url: str = ""
-    credentials: Credentials = Credentials()
+    credentials: Credentials = NOBODY
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from pathlib import Path
 from trilogue.actors.config import StoreConfig
 from trilogue.actors.journal import DirectoryLock, Identity, Journal, StoreJournal, open_identity, try_lock
 from trilogue.actors.protocol.errors import Corrupt, DirectoryInUse, ServerUnusable
-from trilogue.actors.redis_journal import Opening, open_redis_journal, parse_place
+from trilogue.actors.redis_journal.opening import Opening, open_redis_journal
+from trilogue.actors.redis_journal.place import parse_place
 from trilogue.actors.store_contents import StoreContents
 
 logger = logging.getLogger(__name__)

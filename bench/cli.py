@@ -13,7 +13,7 @@ import typer
 
 from trilogue.actors.protocol.errors import UsageError
 from trilogue.bench.recipe.command import redis_recipe
-from trilogue.bench.running import Address, BodyBytes, Data, Json, Messages, Partitions, Plot, Seed, Sessions, carry_out
+from trilogue.bench.running import Address, BodyBytes, Data, Json, Messages, Partitions, Plot, Seed, Sessions, Stores, carry_out
 from trilogue.cluster.commands.cli import named_path
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def throughput(
     outbox: Annotated[
         str, typer.Option("--outbox", metavar="memory|FILE", help="Where the client keeps what is not acked.")
     ] = "memory",
+    store: Stores = None,
     seed: Seed = 1,
     address: Address = None,
     data: Data = None,
@@ -64,13 +65,14 @@ def throughput(
         run, floor = outcome.runs[0], outcome.runs[0].floor.histogram().curve_ms()
         plots.plot_throughput(outcome.result, run.histogram.curve_ms(), floor, _rates(outcome), path)
 
-    carry_out(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+    carry_out(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions, stores=store)
 
 
 @app.command()
 def latency(
     messages: Messages = None,
     partitions: Partitions = None,
+    store: Stores = None,
     seed: Seed = 1,
     address: Address = None,
     data: Data = None,
@@ -91,7 +93,7 @@ def latency(
         run, floor = outcome.runs[0], outcome.runs[0].floor.histogram().curve_ms()
         plots.plot_latency(outcome.result, run.histogram.curve_ms(), floor, path)
 
-    carry_out(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions)
+    carry_out(scenario, draw, address=address, data=data, json=json, plot=plot, partitions=partitions, stores=store)
 
 
 @app.command()

@@ -117,6 +117,7 @@ def measure(command: str, load: Load, system: System, progress: Progress, conduc
     progress.phase("measuring the floor")
     before = measure_floor(system.scratch, latency_s=FLOOR_PART_S, rate_s=FLOOR_PART_S)
     report = run_load(job_of(load, system), progress, conduct or wait_for_report)
+    system.check_members()
     progress.phase("measuring the floor")
     floor = before.and_also(measure_floor(system.scratch, latency_s=FLOOR_PART_S, rate_s=FLOOR_PART_S))
     histogram = Histogram(report.histogram)
@@ -126,6 +127,8 @@ def measure(command: str, load: Load, system: System, progress: Progress, conduc
         "nodes": system.nodes,
         "seed": load.seed,
     }
+    if system.on_redis:
+        settings["stores_on_redis"] = len(system.on_redis)
     figures = Figures(
         command=command,
         commit=commit(),

@@ -43,6 +43,10 @@ Messages = Annotated[int | None, typer.Option("--messages", metavar="N", help="H
 Sessions = Annotated[int | None, typer.Option("--sessions", metavar="N", help="How many sessions they go to.")]
 
 Partitions = Annotated[int | None, typer.Option("--partitions", metavar="N", help="Partitions of the system (1).")]
+Stores = Annotated[
+    list[str] | None,
+    typer.Option("--store", metavar="URL", help="One of the measured system's three copies is there: redis://HOST:PORT/DB."),
+]
 BodyBytes = Annotated[int | None, typer.Option("--body-bytes", metavar="N", help="Bytes of each body.")]
 
 Scenario = Callable[["Where", "Progress"], "Outcome"]
@@ -59,10 +63,11 @@ def carry_out(
     plot: Path | None,
     partitions: int | None = None,
     nodes: int = 1,
+    stores: list[str] | None = None,
 ) -> None:
     """Check the files that will be written, measure, report, and end with the verdict."""
     try:
-        outcome = _measure(scenario, address, data, json, plot, partitions, nodes)
+        outcome = _measure(scenario, address, data, json, plot, partitions, nodes, stores or [])
         _report(outcome, draw, json, plot)
     except UsageError as error:
         typer.echo(f"trilogue bench: {error}", err=True)
@@ -81,6 +86,7 @@ def _measure(
     plot: Path | None,
     partitions: int | None,
     nodes: int,
+    stores: list[str],
 ) -> Outcome:
     from trilogue.bench.report import plots
     from trilogue.bench.report.progress import Progress
@@ -96,7 +102,7 @@ def _measure(
         plots.check_suffix(plot)
     if address is not None and partitions is not None:
         raise UsageError("--partitions is for a system of the benchmark's own: leave out --partitions, or leave out --address")
-    where = Where(address=address, data=data, partitions=1 if partitions is None else partitions, nodes=nodes)
+    where = Where(address, data, 1 if partitions is None else partitions, nodes, tuple(stores))
     with Progress() as progress:
         return scenario(where, progress)
 

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,16 @@ from typing import Any
 import psutil
 
 from trilogue.actors.journal.identity import try_lock
-from trilogue.actors.protocol.errors import DataError, DirectoryUnusable, TrilogueError, UsageError
+from trilogue.actors.protocol.errors import DataError, DirectoryUnusable, TrilogueError, Unavailable, UsageError
 from trilogue.actors.protocol.ids import PARTITIONS_MAX
+from trilogue.actors.redis_journal.place import is_redis, parse_place
 from trilogue.bench.nodes import simulated_nodes
 from trilogue.bench.report.machine import refuse_memory
 from trilogue.bench.report.progress import Progress
 from trilogue.cluster.on_ray.remains import clean
+from trilogue.cluster.settings.config import read_record
 from trilogue.cluster.settings.runfile import data_run_file, read_run_file
+from trilogue.cluster.settings.store_urls import redis_credentials, store_name
 
 NODES_MAX = 16
 COPIES = 3
@@ -42,11 +45,16 @@ class Where:
     data: Path | None
     partitions: int
     nodes: int = 1
+    stores: tuple[str, ...] = ()  # those of its copies that are on Redis servers; the others are files
 
     def __post_init__(self) -> None:
         """Raise `UsageError` unless the system can be had."""
         if self.address is not None and self.data is not None:
             raise UsageError("--data is for a system of the benchmark's own: leave it out, or leave out --address")
+        if self.stores and self.address is not None:
+            raise UsageError("--store is for a system of the benchmark's own: leave it out, or leave out --address")
+        if len(self.stores) > COPIES or not all(map(is_redis, self.stores)):
+            raise UsageError(f"--store: give at most {COPIES}, each as redis://HOST:PORT/DB or rediss://…")
         if not 1 <= self.partitions <= PARTITIONS_MAX:
             raise UsageError(f"--partitions {self.partitions}: between 1 and {PARTITIONS_MAX}")
         if not 1 <= self.nodes <= NODES_MAX:
@@ -71,6 +79,17 @@ class System:
     scratch: Path
     status: Callable[[], Mapping[str, Any]]
     pids: dict[str, list[int]] = field(default_factory=dict)
+    on_redis: tuple[str, ...] = ()  # the stores that are there, and must be among a partition's
+
+    def check_members(self) -> None:
+        """Raise `Unavailable` if a store on Redis is no member any more: then something else was measured."""
+        if not self.on_redis:
+            return
+        for partition in self.status()["partitions"]:
+            if gone := set(self.on_redis) - set(partition["stores"]):
+                raise Unavailable(
+                    f"{', '.join(sorted(gone))} was replaced by a spare store meanwhile: it was not what was measured"
+                )
 
 
 @contextlib.contextmanager
@@ -101,7 +120,13 @@ def system(where: Where, progress: Progress) -> Iterator[System]:
         progress.phase("starting the system")
         # Fewer nodes than copies cannot hold a store each: then the placement decides.
         spread = True if where.nodes >= COPIES else None
-        with launch(partitions=where.partitions, copies=COPIES, data=directory / "data", spread=spread) as cluster:
+        data = directory / "data"
+        with (
+            removed_from_redis(where.stores, data),
+            launch(
+                partitions=where.partitions, copies=COPIES, stores=_store_urls(where, data), data=data, spread=spread
+            ) as cluster,
+        ):
             status = cluster.status()
             yield System(
                 address=cluster.address,
@@ -113,8 +138,32 @@ def system(where: Where, progress: Progress) -> Iterator[System]:
                 scratch=directory,
                 status=cluster.status,
                 pids=pids_by_role(status),
+                on_redis=tuple(one["name"] for one in status["stores"] if one["url"]),
             )
             progress.phase("ending the system")
+
+
+def _store_urls(where: Where, data: Path) -> list[str] | None:
+    """Three copies, as many of them in files as are not on Redis, and a spare store in files."""
+    if not where.stores:
+        return None
+    in_files = COPIES - len(where.stores)
+    urls = [*[""] * in_files, *where.stores, ""]
+    return [url or f"file://{data / store_name(number)}" for number, url in enumerate(urls, 1)]
+
+
+@contextlib.contextmanager
+def removed_from_redis(stores: Sequence[str], data: Path) -> Iterator[None]:
+    """Whatever the system of `data` has put on these servers is gone when the block is left."""
+    try:
+        yield
+    finally:
+        record = read_record(data) if stores else None
+        if record is not None:
+            from trilogue.actors.redis_journal.removal import remove_keys
+
+            for url in stores:
+                remove_keys(parse_place(url), redis_credentials(), record.cluster)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -105,7 +106,7 @@ def launch(
     *,
     partitions: int | None = None,
     copies: int | None = None,
-    stores: int | None = None,
+    stores: int | Sequence[str] | None = None,
     spare_sessions: int | None = None,
     min_copies: int | None = None,
     keep_for: KeepFor | None = None,
@@ -119,12 +120,14 @@ def launch(
 ) -> Cluster:
     """Start a system on Ray and wait until every partition accepts messages.
 
-    Uses the Ray that this process is connected to; else joins the one at `ray_address`; else starts a private one
-    that ends with the system. New data gets 4 partitions and 3 copies by default, existing data keeps its own;
-    `data` is by default `$XDG_DATA_HOME/trilogue`. `stores` is how many stores there are in all: by default one more
-    than the copies, or one a node on a cluster; more may be added at any later launch. `spare_sessions` (1) actors wait
-    to take a partition over. While stores are missing and no spare one is left, a partition waits, or goes on with
-    `min_copies` (as many as `copies`). Where the same system runs on this Ray already, it is returned as it is.
+    Uses the Ray that this process is connected to; else joins the one at `ray_address`; else starts a private one that ends
+    with the system. New data gets 4 partitions and 3 copies by default, existing data keeps its own; `data` is by default
+    `$XDG_DATA_HOME/trilogue`. `stores` is how many stores there are in all: by default one more than the copies, or one a
+    node on a cluster; more may be added at any later launch. In place of a number it takes the URL of each store
+    (`file://DIR`, `redis://HOST:PORT/DB`, `rediss://…`), as `trilogue up --store` does; credentials come from the
+    environment (`TRILOGUE_REDIS_PASSWORD` or `TRILOGUE_REDIS_PASSWORD_FILE`, `TRILOGUE_REDIS_USERNAME`). `spare_sessions`
+    (1) actors wait to take a partition over. While stores are missing and no spare one is left, a partition waits, or goes
+    on with `min_copies` (as many as `copies`). Where the same system runs on this Ray already, it is returned as it is.
 
     Everything is kept, unless it is said otherwise: messages older than `keep_for` (a `timedelta`, a number of seconds, or a
     text such as "30d", "12h", "90m", "45s") are let go, and the oldest of more than `keep_bytes` in a partition (a number, or
@@ -132,7 +135,7 @@ def launch(
     that do not say it; "forever" and "all" end it. Who reads what is gone gets `HistoryTrimmed`.
 
     Raises `InvalidSettings`; `SettingsDiffer` when the data, or the system that runs, has other settings; another
-    `DataError` for an unusable directory; `LaunchError` when Ray or a partition does not come up within
+    `DataError` for an unusable directory or server; `LaunchError` when Ray or a partition does not come up within
     `timeout_s`.
     """
     settings = settings_of(

@@ -5,9 +5,3 @@ where a key lies, ``layout`` which keys there are and what is done to them in on
 ``witness`` what a restored server is known by, ``opening`` the order in which a journal is opened, ``journal`` what is done
 with an open one. No asyncio, no Ray.
 """
-
-from trilogue.actors.redis_journal.journal import RedisJournal
-from trilogue.actors.redis_journal.opening import Opening, open_redis_journal
-from trilogue.actors.redis_journal.place import RedisPlace, is_redis, parse_place
-
-__all__ = ["RedisJournal", "Opening", "open_redis_journal", "RedisPlace", "is_redis", "parse_place"]

@@ -42,6 +42,11 @@ def partition_keys(cluster: str, name: str, store: str, partition: int) -> Keys:
     return Keys(f"{slot}:head".encode(), f"{slot}:log".encode())
 
 
+def keys_of_cluster(cluster: str) -> str:
+    """The pattern that the names of all keys of all stores of the cluster match."""
+    return f"trilogue:{{{cluster[:ID_CHARACTERS]}/*"
+
+
 class Script(NamedTuple):
     """What a server does in one step."""
 

@@ -28,7 +28,7 @@ class Nodes:
 
     def __init__(self, links: Sequence[Link], servers: Sequence[Server], slots: Sequence[tuple[int, int, Link]]) -> None:
         self.servers = tuple(servers)
-        self._links = tuple(links)
+        self.links = tuple(links)
         self._slots = tuple(slots)
 
     @classmethod
@@ -64,17 +64,17 @@ class Nodes:
     @property
     def lost(self) -> bool:
         """Whether a link is gone."""
-        return any(link.lost for link in self._links)
+        return any(link.lost for link in self.links)
 
     def of(self, key: bytes) -> Link:
         """The link to the node where the key lies."""
         if not self._slots:
-            return self._links[0]
+            return self.links[0]
         slot = key_slot(key)
         for start, end, link in self._slots:
             if start <= slot <= end:
                 return link
-        raise LinkLost(f"{self._links[0].place.shown} has no node for slot {slot}")
+        raise LinkLost(f"{self.links[0].place.shown} has no node for slot {slot}")
 
     def ask_each(self, commands: Iterable[tuple[bytes, Command]], last: Command | None = None) -> tuple[list[Any], list[Any]]:
         """The answers to (key, command) …, in their order; and those to `last`, which ends what goes to each node.
@@ -101,11 +101,11 @@ class Nodes:
 
     def look(self) -> None:
         """Look again whether every node can keep the promise. Raises `ServerUnusable`."""
-        self.servers = tuple(map(look_at, self._links))
+        self.servers = tuple(map(look_at, self.links))
 
     def close(self) -> None:
         """Let go of the links."""
-        for link in self._links:
+        for link in self.links:
             link.close()
 
 

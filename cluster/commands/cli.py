@@ -70,6 +70,13 @@ def up(
     stores: Annotated[
         int | None, typer.Option(metavar="N", help="Stores in all (one more than copies; one a node on a cluster); may grow.")
     ] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Where a store is: file://DIR, redis://HOST:PORT/DB or rediss://…; once for each, instead of --stores.",
+        ),
+    ] = None,
     spare_sessions: Annotated[
         int | None, typer.Option(metavar="N", help="SessionActors that wait to take a partition over (1).")
     ] = None,
@@ -115,8 +122,10 @@ def up(
     from trilogue.cluster.commands.up_down import up as start
     from trilogue.cluster.settings.asked import settings_of
 
+    if store and stores not in (None, len(store)):
+        raise UsageError(f"--stores {stores} and {counted(len(store), 'place')} with --store: leave --stores out")
     settings = settings_of(
-        partitions=partitions, copies=copies, stores=stores, spare_sessions=spare_sessions, min_copies=min_copies,
+        partitions=partitions, copies=copies, stores=store or stores, spare_sessions=spare_sessions, min_copies=min_copies,
         keep_for=keep_for, keep_bytes=keep_bytes, data=data, listen=listen, spread=spread, allow_tmpfs=allow_tmpfs,
     )  # fmt: skip
     with show.progress() as progress:

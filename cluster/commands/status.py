@@ -146,6 +146,7 @@ def _store(one: dict[str, Any]) -> dict[str, Any]:
         "state": one["state"],
         "address": one["address"],
         "directory": one["directory"],
+        "url": one.get("url", ""),
         "store": one.get("store"),
         "incarnation": one.get("incarnation"),
         "bytes": journal.get("bytes", 0),
@@ -178,10 +179,11 @@ def _protection(data: str | None, stores: dict[str, dict[str, Any]], copies: int
     copies = copies or (record.copies if record is not None else 0)
     if not copies:
         return "unknown: no partition is served"
+    servers = {name: str(one["url"]) for name, one in stores.items() if one.get("url")}
     if places is not None:
-        return protection(places.hosts, places.spread, copies)
+        return protection(places.hosts, places.spread, copies, servers)
     hosts = {name: str(one["address"]).rpartition(":")[0] for name, one in stores.items()}
-    return protection(hosts, False, copies) if hosts else "unknown: no store answers"
+    return protection(hosts, False, copies, servers) if hosts else "unknown: no store answers"
 
 
 def render(status: dict[str, Any]) -> None:
@@ -215,7 +217,7 @@ def render(status: dict[str, Any]) -> None:
             _numbers(one["stores"]), _numbers(one["spares"]), one["hot_sessions"], _frames(one), one["address"],
         )  # fmt: skip
         partitions.add_row(*("-" if item in (None, "") else str(item) for item in row), style=style)
-    stores = Table("store", "state", "on disk", "free", "partitions", "index", "directory", box=None, pad_edge=False)
+    stores = Table("store", "state", "on disk", "free", "partitions", "index", "where", box=None, pad_edge=False)
     for one in status["stores"]:
         style = None if one["state"] == "open" else "yellow"
         shown = (
@@ -225,7 +227,7 @@ def render(status: dict[str, Any]) -> None:
             size(one["disk_bytes_free"]),
             one["partitions"],
             one["index"]["trouble"] or f"{one['index']['percent']} %",
-            one["directory"],
+            one["url"] or one["directory"],
         )
         stores.add_row(*map(str, shown), style=style)
     console.print()

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from trilogue.actors import session_actor, store_actor
-from trilogue.actors.config import SessionConfig, StoreConfig
+from trilogue.actors.config import NOBODY, SessionConfig, StoreConfig
+from trilogue.actors.redis_journal.place import is_redis
 from trilogue.actors.wire import join_address
 from trilogue.cluster.on_ray import supervisor
 from trilogue.cluster.on_ray.address_book import RayAddressBook
@@ -98,6 +99,7 @@ def create_actor(desired: Desired, name: str, here: str) -> Any:
         node = node_of(name, desired.hosts, desired.spread, living_nodes(), here)
         if node is None:
             return None
+        url = record.url_of(name)
         store = StoreConfig(
             name=name,
             directory=desired.directories[name],
@@ -107,6 +109,8 @@ def create_actor(desired: Desired, name: str, here: str) -> Any:
             token=desired.token,
             listen=listen,
             allow_tmpfs=desired.allow_tmpfs,
+            url=url if is_redis(url) else "",
+            credentials=desired.credentials if is_redis(url) else NOBODY,
         )
         return _actor(StoreActor, name, _near(node, soft=False), store)
     stores = store_names(record)

@@ -7,13 +7,16 @@ nowhere; a plan that was asked for and cannot be had is an error, never a quiete
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from trilogue.actors.protocol.errors import LaunchError, SettingsDiffer, counted
-from trilogue.cluster.settings.config import ANY_HOST, ClusterRecord, store_names
+from trilogue.actors.redis_journal.place import parse_place
+from trilogue.cluster.settings.config import ANY_HOST, LOOPBACK, ClusterRecord, store_names
 from trilogue.cluster.settings.files import read_json, write_json
+from trilogue.cluster.settings.store_urls import directory_of
 
 FORMAT = 1
 
@@ -53,7 +56,7 @@ def plan(
     if remembered is not None:
         if not set(remembered.hosts) <= set(names):
             raise LaunchError(f"{data / 'places.json'} knows stores that cluster.json does not: restore both from one backup")
-        return _again(remembered, names, data, nodes, here, spread)
+        return _again(remembered, record, data, nodes, here, spread)
     if spread and len(nodes) < record.stores:
         raise LaunchError(
             f"{record.stores} stores on nodes of their own need {record.stores} Ray nodes, and there are {len(nodes)}: "
@@ -62,17 +65,26 @@ def plan(
     if spread is None:
         spread = record.copies > 1 and len(nodes) >= max(record.copies, record.stores)
     if not spread:
-        return Places(False, dict.fromkeys(names, here.host), {name: str(data / name) for name in names})
+        directories = {name: own_directory(record, name, data) for name in names}
+        return Places(False, dict.fromkeys(names, here.host), directories)
     order = [here, *sorted(node for node in nodes if node != here)]
     hosts = {name: node.host for name, node in zip(names, order, strict=False)}
     alone = len(names) > 1 and len(set(hosts.values())) == len(names)
-    return Places(True, hosts, {name: str(data / ("store" if alone else name)) for name in names})
+    return Places(True, hosts, {name: own_directory(record, name, data, "store" if alone else name) for name in names})
+
+
+def own_directory(record: ClusterRecord, store: str, data: Path, by_default: str = "") -> str:
+    """The store's directory on its machine: the one that its URL names, or one in the data directory. Of a store on a
+    server, it holds what belongs to this machine."""
+    named = directory_of(record.url_of(store))
+    return str(named if named is not None else data / (by_default or store))
 
 
 def _again(
-    remembered: Places, names: Sequence[str], data: Path, nodes: Sequence[Node], here: Node, spread: bool | None
+    remembered: Places, record: ClusterRecord, data: Path, nodes: Sequence[Node], here: Node, spread: bool | None
 ) -> Places:
     """The stores that there were, where they were, and a place for each that has been added."""
+    names = store_names(record)
     if remembered.machines == 1:
         # One machine, whatever its address is today, and wherever the data directory has been moved to.
         if spread and not remembered.spread and len({node.host for node in nodes}) > 1:
@@ -83,7 +95,7 @@ def _again(
             if spread:
                 raise LaunchError(f"{len(hosts)} stores on nodes of their own need as many Ray nodes: there are {len(nodes)}")
             wide = False
-        return Places(wide, hosts, {name: str(data / name) for name in hosts})
+        return Places(wide, hosts, {name: own_directory(record, name, data) for name in hosts})
     missing = {name: host for name, host in remembered.hosts.items() if host not in {node.host for node in nodes}}
     if missing:
         name, host = next(iter(missing.items()))
@@ -96,7 +108,9 @@ def _again(
             "start Ray nodes there first"
         )
     hosts = remembered.hosts | dict(zip(added, free, strict=False))
-    return Places(remembered.spread, hosts, remembered.directories | {name: str(data / "store") for name in added})
+    return Places(
+        remembered.spread, hosts, remembered.directories | {name: own_directory(record, name, data, "store") for name in added}
+    )
 
 
 def node_of(store: str, hosts: dict[str, str], spread: bool, nodes: Iterable[Node], here: str) -> str | None:
@@ -120,8 +134,22 @@ def spread_over(number: int, nodes: Iterable[Node]) -> str | None:
     return ids[number % len(ids)] if ids else None
 
 
-def protection(hosts: dict[str, str], spread: bool, copies: int) -> str:
-    """In plain words, what the copies protect against."""
+def protection(hosts: dict[str, str], spread: bool, copies: int, servers: Mapping[str, str] = MappingProxyType({})) -> str:
+    """In plain words, what the copies protect against. `servers` are the URLs of the stores that are on Redis servers."""
+    text = _protection(_data_hosts(hosts, servers), spread, copies)
+    if servers:
+        text += f"; {', '.join(f'{name} is on {url}' for name, url in sorted(servers.items()))}"
+    shared = len({parse_place(url)[:2] for url in servers.values()}) < len(servers)
+    return text + (": they share a server, which is lost as one" if shared else "")
+
+
+def _data_hosts(hosts: dict[str, str], servers: Mapping[str, str]) -> dict[str, str]:
+    """The machines that have the stores' data. A server on loopback is on the machine of its store."""
+    there = {name: parse_place(url).host for name, url in servers.items()}
+    return {name: host if there.get(name, LOOPBACK[0]) in LOOPBACK else there[name] for name, host in hosts.items()}
+
+
+def _protection(hosts: dict[str, str], spread: bool, copies: int) -> str:
     machines = len(set(hosts.values()))
     if copies == 1:
         return "one copy only: a lost disk loses messages"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trilogue.actors.config import NOBODY
 from trilogue.actors.journal.identity import DirectoryLock, try_lock
 from trilogue.actors.protocol.errors import (
     DirectoryInUse,
@@ -25,13 +26,15 @@ from trilogue.actors.protocol.errors import (
     counted,
 )
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
-from trilogue.cluster.on_ray.placement import check_listen, plan, read_places, write_places
+from trilogue.actors.redis_journal.place import is_redis, parse_place
+from trilogue.cluster.on_ray.placement import check_listen, own_directory, plan, read_places, write_places
 from trilogue.cluster.on_ray.processes import wait_for_actors
 from trilogue.cluster.on_ray.remains import clean, runs
 from trilogue.cluster.settings.asked import Settings, as_asked, keep_record, open_data
 from trilogue.cluster.settings.config import (
     NAMESPACE,
     SUPERVISOR,
+    ClusterRecord,
     Desired,
     actor_names,
     read_record,
@@ -41,6 +44,7 @@ from trilogue.cluster.settings.config import (
 )
 from trilogue.cluster.settings.ports import check_host, choose_ports
 from trilogue.cluster.settings.runfile import RayRun, RunFile, data_run_file, read_run_file, remove_run_files
+from trilogue.cluster.settings.store_urls import redis_credentials
 
 LISTEN_DEFAULT = "127.0.0.1:0"
 POLL_S = 0.05
@@ -91,6 +95,7 @@ def check_free(settings: Settings) -> None:
             )
         clean(known)
     record, _ = open_data(settings)
+    _check_servers(record)
     host, first = split_listen(settings.listen or LISTEN_DEFAULT)
     check_host(host)
     if first:
@@ -101,7 +106,19 @@ def check_free(settings: Settings) -> None:
     elif places.machines == 1:
         wait_s = DEFAULT_LIMITS.directory_lock_wait_ms / 1000
         for name in places.hosts:
-            _lock_when_free(settings.data / name, settings.allow_tmpfs, wait_s).release()
+            directory = Path(own_directory(record, name, settings.data))
+            _lock_when_free(directory, settings.allow_tmpfs, wait_s).release()
+
+
+def _check_servers(record: ClusterRecord) -> None:
+    """Raise `ServerUnusable` if a store's Redis server does not answer, or cannot promise what a store must."""
+    places = [parse_place(url) for url in record.urls if is_redis(url)]
+    if places:
+        from trilogue.actors.redis_journal.nodes import Nodes
+
+        credentials = redis_credentials()
+        for place in places:
+            Nodes.reach(place, credentials, DEFAULT_LIMITS.redis_timeout_ms).close()
 
 
 def _check_disk(settings: Settings) -> None:
@@ -263,6 +280,7 @@ def _desired(settings: Settings, run_files: tuple[str, ...]) -> Desired:
         spread=places.spread,
         directories=places.directories,
         hosts=places.hosts,
+        credentials=redis_credentials() if any(map(is_redis, record.urls)) else NOBODY,
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ from trilogue.cluster.settings.keeping import (
     seconds_of,
     time_text,
 )
+from trilogue.cluster.settings.store_urls import FILE, normal_urls, store_name
 
 PARTITIONS_DEFAULT = 4
 COPIES_DEFAULT = 3
@@ -65,6 +67,7 @@ class Settings(BaseModel):
     spare_sessions: Annotated[int, Field(ge=0, le=SPARE_SESSIONS_MAX)] | None = None
     keep_s: Annotated[int, Field(ge=0, le=KEEP_S_MAX)] | None = None
     keep_bytes: Annotated[int, Field(ge=0, le=KEEP_BYTES_MAX)] | None = None
+    urls: tuple[str, ...] | None = None
     data: Path
     listen: str | None = None
     spread: bool | None = None
@@ -72,28 +75,39 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        if self.copies is not None and self.stores is not None and self.stores < self.copies:
-            raise ValueError(f"{self.copies} copies need as many stores: --stores {self.copies} at least")
+        if self.urls is not None and self.stores not in (None, len(self.urls)):
+            raise ValueError(f"--stores {self.stores} and {len(self.urls)} times --store: leave --stores out")
+        named = self.stores if self.urls is None else len(self.urls)
+        if self.copies is not None and named is not None and named < self.copies:
+            raise ValueError(f"{self.copies} copies need as many stores: {self._more(self.copies)}")
         if self.listen is not None:
             split_listen(self.listen)
         return self
+
+    def _more(self, stores: int) -> str:
+        return f"--stores {stores} at least" if self.urls is None else f"give --store {stores} times at least"
 
 
 def settings_of(
     *,
     data: str | os.PathLike[str] | None = None,
+    stores: int | Sequence[str] | None = None,
     keep_for: KeepFor | None = None,
     keep_bytes: KeepBytes | None = None,
     **values: Any,
 ) -> Settings:
-    """Checked settings. Raises `InvalidSettings` in one line that names what is out of bounds."""
+    """Checked settings; `stores` is how many there are, or the URL of each. Raises `InvalidSettings` in one line that names
+    what is out of bounds."""
     values["keep_s"] = seconds_of(keep_for) if keep_for is not None else None
     values["keep_bytes"] = bytes_of(keep_bytes) if keep_bytes is not None else None
     if data is not None and (not os.fspath(data) or "\0" in os.fspath(data)):
         raise InvalidSettings(f"--data {os.fspath(data)!r} is no path: name a directory")
     try:
         directory = whole_path(data) if data is not None else data_home().absolute()
-        return Settings(data=directory, **values)
+        if stores is not None and not isinstance(stores, int):
+            values["urls"] = normal_urls([str(url) for url in stores], directory)
+            stores = None
+        return Settings(data=directory, stores=stores, **values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
@@ -131,7 +145,8 @@ def as_asked(settings: Settings, record: ClusterRecord, nodes: int = 1) -> Clust
             raise SettingsDiffer(
                 f"{settings.data} was created with --{name} {have}, not {asked}: {what}; use --{name} {have} or another --data"
             )
-    stores = settings.stores or record.stores or stores_for(record.copies, nodes, settings.spread)
+    urls = _urls_as_asked(settings, record)
+    stores = settings.stores or max(record.stores, len(urls)) or stores_for(record.copies, nodes, settings.spread)
     if stores < record.stores:
         raise SettingsDiffer(
             f"{settings.data} has {record.stores} stores, not {stores}: taking stores away does not exist yet; "
@@ -146,6 +161,7 @@ def as_asked(settings: Settings, record: ClusterRecord, nodes: int = 1) -> Clust
         raise InvalidSettings(f"--min-copies {min_copies}: with {record.copies} copies give {bounds}")
     spare_sessions = record.spare_sessions if settings.spare_sessions is None else settings.spare_sessions
     return record._replace(
+        urls=urls,
         stores=stores,
         first_stores=record.first_stores or stores,
         min_copies=min_copies,
@@ -153,6 +169,26 @@ def as_asked(settings: Settings, record: ClusterRecord, nodes: int = 1) -> Clust
         keep_s=record.keep_s if settings.keep_s is None else settings.keep_s,
         keep_bytes=record.keep_bytes if settings.keep_bytes is None else settings.keep_bytes,
     )
+
+
+def _urls_as_asked(settings: Settings, record: ClusterRecord) -> tuple[str, ...]:
+    """The stores' places: those that there are, and those that are new."""
+    if settings.urls is None:
+        return record.urls
+    known = [*record.urls, *[""] * (record.stores - len(record.urls))]
+    for number, (was, asked) in enumerate(zip(known, settings.urls, strict=False), 1):
+        if was != asked:
+            default = f"{FILE}{settings.data / store_name(number)}"
+            raise SettingsDiffer(
+                f"{store_name(number)} of {settings.data} is at {was or default}, not at {asked or default}: moving a store "
+                "does not exist yet; name the stores in the order in which they were made"
+            )
+    if len(settings.urls) < len(known):
+        raise SettingsDiffer(
+            f"{settings.data} has {len(known)} stores, not {len(settings.urls)}: taking stores away does not exist yet; "
+            "name all of them, or none"
+        )
+    return settings.urls if any(settings.urls) else ()
 
 
 def stores_for(copies: int, nodes: int, spread: bool | None) -> int:
@@ -169,6 +205,11 @@ def keep_record(settings: Settings, record: ClusterRecord) -> None:
 
 def check_running(settings: Settings, record: ClusterRecord) -> None:
     """Raise `SettingsDiffer` when a system that runs with `record` is not the one that is asked for."""
+    _urls_as_asked(settings, record)
+    if settings.urls is not None and len(settings.urls) > record.stores:
+        raise SettingsDiffer(
+            f"the system runs with {record.stores} stores, not {len(settings.urls)}: end it first, then start it so"
+        )
     for name in ("partitions", "copies", "stores", "min_copies", "spare_sessions"):
         asked, have = getattr(settings, name), getattr(record, name)
         if asked is not None and asked != have:
@@ -194,17 +235,19 @@ def _create(settings: Settings) -> ClusterRecord:
         raise DirectoryUnusable(
             f"{settings.data} holds stores ({orphan.parent.name}) but no cluster.json: restore it, or use another --data"
         )
-    copies = settings.copies or min(COPIES_DEFAULT, settings.stores or COPIES_DEFAULT)
+    stores = settings.stores or len(settings.urls or ())
+    copies = settings.copies or min(COPIES_DEFAULT, stores or COPIES_DEFAULT)
     record = ClusterRecord(
         cluster=secrets.token_hex(16),
         log_id=secrets.randbits(LOG_ID_BITS) | 1,
         partitions=settings.partitions or PARTITIONS_DEFAULT,
         copies=copies,
-        stores=settings.stores or 0,
+        stores=stores,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        first_stores=settings.stores or 0,
+        first_stores=stores,
         min_copies=copies,
         spare_sessions=SPARE_SESSIONS_DEFAULT,
+        urls=settings.urls if settings.urls and any(settings.urls) else (),
     )
     as_asked(settings, record)
     write_record(settings.data, record)

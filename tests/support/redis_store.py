@@ -14,7 +14,9 @@ from trilogue.actors.config import Credentials
 from trilogue.actors.journal import Entry, FenceRecord, FillRecord, FrameFilled, FrameFound, JoinRecord, Position
 from trilogue.actors.protocol.frames import encode_frame
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
-from trilogue.actors.redis_journal import Opening, RedisJournal, open_redis_journal, parse_place
+from trilogue.actors.redis_journal.journal import RedisJournal
+from trilogue.actors.redis_journal.opening import Opening, open_redis_journal
+from trilogue.actors.redis_journal.place import parse_place
 from trilogue.bench.recipe.server import RedisServer
 
 LOG_ID = 0x1122334455667788

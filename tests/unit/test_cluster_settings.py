@@ -238,7 +238,7 @@ def test_a_running_system_is_not_changed_and_the_way_to_change_it_is_said(tmp_pa
         ("[]", DirectoryUnusable),
         ('{"format": 1}', DirectoryUnusable),
         ('{"format": 2}', DirectoryUnusable),
-        ('{"format": 3, "anything": "else"}', NewerFormat),
+        ('{"format": 4, "anything": "else"}', NewerFormat),
         (json.dumps(OLD | {"partitions": 0}), DataError),
         (json.dumps(OLD | {"stores": 0}), DataError),
         (json.dumps(OLD | {"copies": 4}), DataError),

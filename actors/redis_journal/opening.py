@@ -86,7 +86,8 @@ class _Opener:
         opening = self._opening
         said = self._ask(self._key, "HGET", self._key, "identity")
         is_new = said is None
-        identity = Identity(opening.fresh_store, 1, opening.cluster, opening.log_id) if is_new else self._decoded(said)
+        fresh = Identity(opening.fresh_store, 1, opening.cluster, opening.log_id)
+        identity = fresh if is_new else decode_identity(said, self._shown, opening.name, fresh)
         witness = read_witness(opening.directory)
         if witness is not None and witness.store != identity.store:
             witness = None
@@ -131,7 +132,7 @@ class _Opener:
         answers, _ = self._nodes.ask_each((one.head, call(CLAIM, (one.head,), opening.owner)) for one in keys)
         found = {}
         for partition, answer in enumerate(answers):
-            made, end, chain, epoch = map(int, _good(self._shown, answer))
+            made, end, chain, epoch = map(int, good(self._shown, answer))
             self._lost |= bool(made) and not is_new
             found[partition] = end, chain, epoch
         return found
@@ -147,7 +148,7 @@ class _Opener:
         compared = seen_end == 0 or self._lost
         while log.end < end:
             upto = end if compared else seen_end
-            entries = _good(self._shown, link.ask(*call(WALK, (keys.log,), log.end, upto, opening.limits.redis_page_bytes)))
+            entries = good(self._shown, link.ask(*call(WALK, (keys.log,), log.end, upto, opening.limits.redis_page_bytes)))
             if not entries:
                 raise log.corrupt(f"nothing lies there, and the log goes on to byte {end}")
             log.take(entries)
@@ -175,42 +176,43 @@ class _Opener:
         command: Command = ["HSET", self._key, "identity", json.dumps(fields), "owner", opening.owner]
         wait = wait_command(self._nodes, opening.place, opening.limits)
         (answer,), waited = self._nodes.ask_each([(self._key, command)], wait)
-        _good(self._shown, answer)
+        good(self._shown, answer)
         for confirmed in waited:
-            local, replicas = _good(self._shown, confirmed)
+            local, replicas = good(self._shown, confirmed)
             if local < 1 or replicas < opening.place.replicas:
                 raise ServerUnusable(f"{self._shown}: its disk or its replicas' have not confirmed in time: try again")
 
-    def _decoded(self, said: bytes) -> Identity:
-        opening = self._opening
-        try:
-            fields = json.loads(said)
-        except ValueError:
-            fields = None
-        match fields:
-            case {"format": int(version)} if version > FORMAT:
-                raise NewerFormat(f"{self._shown} has format {version}; this program knows formats up to {FORMAT}: upgrade it")
-            case {
-                "format": 1,
-                "store": str(store),
-                "incarnation": int(incarnation),
-                "cluster": str(cluster),
-                "log_id": int(log_id),
-                "crc32": int(crc),
-            } if crc == _crc_of(fields):
-                if (cluster, log_id) != (opening.cluster, opening.log_id):
-                    raise WrongCluster(
-                        f"{self._shown} has {opening.name} of cluster {cluster} (log {log_id}), not of {opening.cluster} "
-                        f"(log {opening.log_id}): give this cluster another database"
-                    )
-                return Identity(store, incarnation, cluster, log_id)
-        raise Corrupt(f"{self._shown} holds a damaged identity of {opening.name}: do not use this store, and keep its data")
-
     def _ask(self, key: bytes, *command: bytes | str | int) -> Any:
-        return _good(self._shown, self._nodes.of(key).ask(*command))
+        return good(self._shown, self._nodes.of(key).ask(*command))
 
 
-def _good(shown: str, answer: Any) -> Any:
+def decode_identity(said: bytes, shown: str, name: str, wanted: Identity) -> Identity:
+    """Who the store is by its server's word. Raises `NewerFormat`, `Corrupt`, or `WrongCluster`."""
+    try:
+        fields = json.loads(said)
+    except ValueError:
+        fields = None
+    match fields:
+        case {"format": int(version)} if version > FORMAT:
+            raise NewerFormat(f"{shown} has format {version}; this program knows formats up to {FORMAT}: upgrade it")
+        case {
+            "format": 1,
+            "store": str(store),
+            "incarnation": int(incarnation),
+            "cluster": str(cluster),
+            "log_id": int(log_id),
+            "crc32": int(crc),
+        } if crc == _crc_of(fields):
+            if (cluster, log_id) != (wanted.cluster, wanted.log_id):
+                raise WrongCluster(
+                    f"{shown} has {name} of cluster {cluster} (log {log_id}), not of {wanted.cluster} (log {wanted.log_id}): "
+                    "give this cluster another database"
+                )
+            return Identity(store, incarnation, cluster, log_id)
+    raise Corrupt(f"{shown} holds a damaged identity of {name}: do not use this store, and keep its data")
+
+
+def good(shown: str, answer: Any) -> Any:
     """The answer, unless the server says no. Raises `ServerUnusable`."""
     if isinstance(answer, Refusal):
         raise ServerUnusable(f"{shown} refuses to open the store: {answer.text}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +26,14 @@ from trilogue.actors.journal.salvage import Damage, StoreSalvage, salvage_store
 from trilogue.actors.journal.swap import finish_swap
 from trilogue.actors.protocol.errors import Corrupt, TrilogueError, Unavailable, UsageError
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
+from trilogue.actors.redis_journal.place import is_redis
 from trilogue.cluster.commands.find import locate
 from trilogue.cluster.commands.judge import Findings, PartitionJudge
+from trilogue.cluster.commands.redis_copies import redis_copies
 from trilogue.cluster.commands.show import Bars
 from trilogue.cluster.commands.streams import first_that_answers, run
 from trilogue.cluster.commands.verify import verify
-from trilogue.cluster.on_ray.placement import read_places
+from trilogue.cluster.on_ray.placement import own_directory, read_places
 from trilogue.cluster.settings.config import ClusterRecord, read_record, store_names
 from trilogue.cluster.settings.directories import data_home, whole_path
 from trilogue.cluster.settings.runfile import data_run_file, find_run_file, read_run_file
@@ -46,7 +48,7 @@ class _Examined:
 
     stores: dict[str, StoreSalvage]
     plan: Plan
-    elsewhere: list[str]  # stores that have no directory here
+    elsewhere: list[str]  # stores that have no directory here, or no server that shows them
     empty: list[str]  # new ones: they hold nothing yet
 
 
@@ -60,6 +62,7 @@ class _Work:
     limits: Limits
     repairs: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    servers: dict[str, list[str]] = field(default_factory=dict)  # stores on Redis servers, and what is damaged there
 
 
 def repair(
@@ -118,6 +121,9 @@ def verify_down(
         for directory in directories.values():
             locks.callback(try_lock(directory, allow_tmpfs=True).release)
             finish_swap(directory)
+        copies = locks.enter_context(redis_copies(data, record, limits))
+        work.servers, directories = copies.damage, directories | copies.directories
+        work.notes += copies.notes
         examined = _examine(work, directories)
         given_up = Findings()
         if mend and examined.plan.contents and _may_go_on(work, examined, accept_loss=accept_loss):
@@ -135,7 +141,7 @@ def verify_down(
         "counts": {name: getattr(findings, name) for name in ("frames", "bytes", "messages", "skips", "sessions", "senders")},
         "problem_count": findings.problem_count,
         "problems": [problem._asdict() for problem in findings.problems],
-        "notes": work.notes + _notes(examined),
+        "notes": work.notes + _notes(examined, work.servers),
         "seconds": round(time.monotonic() - started, 3),
         "offline": True,
         "mendable": bool(examined.plan.contents) and not examined.plan.loses,
@@ -150,9 +156,10 @@ def _directories(data: Path, record: ClusterRecord) -> dict[str, Path]:
     """The stores' directories that are on this machine. Several names of one directory (`DATA/store`) are one store."""
     places, _ = read_places(data)
     if places is None or places.machines == 1:
-        found = {name: data / name for name in store_names(record)}
+        found = {name: Path(own_directory(record, name, data)) for name in store_names(record)}
     else:
         found = {name: Path(directory) for name, directory in places.directories.items()}
+    found = {name: directory for name, directory in found.items() if not is_redis(record.url_of(name))}
     unique = {directory: name for name, directory in reversed(found.items())}
     return {name: directory for directory, name in reversed(unique.items()) if directory.is_dir()}
 
@@ -192,6 +199,9 @@ def _judge(work: _Work, examined: _Examined, directories: dict[str, Path]) -> Fi
     for name, one in examined.stores.items():
         for damage in one.damage:
             findings.add("damaged", _where(name, one, damage), damage.what)
+    for name, problems in work.servers.items():
+        for problem in problems:
+            findings.add("damaged" if name in directories else "unreachable", name, problem)
     for (name, partition), gaps in examined.plan.lacking.items():
         if not examined.stores[name].intact:
             findings.add("missing", f"{name} partition {partition}", f"it lacks frames {_text(gaps)}; other stores have them")
@@ -234,9 +244,9 @@ def _add_losses(decided: Plan, findings: Findings) -> None:
             findings.add("disagree", f"partition {partition}", f"{one.contradiction}: keep all directories as they are")
 
 
-def _notes(examined: _Examined) -> list[str]:
+def _notes(examined: _Examined, servers: Collection[str]) -> list[str]:
     notes = [f"{name} is empty: it is a new store, and is filled when the system is up" for name in examined.empty]
-    notes += [f"{name} has no directory on this machine: it was not read" for name in examined.elsewhere]
+    notes += [f"{name} has no directory on this machine: it was not read" for name in examined.elsewhere if name not in servers]
     for partition, one in examined.plan.partitions.items():
         if one.never_stored:
             text = f"frames {_text(one.never_stored)} of partition {partition} were on their way when the system ended"
@@ -291,6 +301,9 @@ def _mend(work: _Work, examined: _Examined, directories: dict[str, Path]) -> Non
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     for name in examined.plan.contents:
         one = examined.stores[name]
+        if name in work.servers:
+            work.notes.append(f"{name} was not repaired: it is on {work.record.url_of(name)}, and what was read is a copy")
+            continue
         if one.identity is None:
             work.notes.append(
                 f"{name} was not repaired: nothing in {one.directory} says which store it was; move it away, and `trilogue up` "

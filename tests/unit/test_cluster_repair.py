@@ -41,7 +41,7 @@ class Data:
         self.path = path
         record: dict[str, Any] = dict.fromkeys(ClusterRecord._fields, 0)
         record |= {"cluster": CLUSTER, "log_id": LOG_ID, "partitions": PARTITIONS, "copies": 3, "stores": 4}
-        record |= {"first_stores": 4, "min_copies": 3, "spare_sessions": 1, "created": "today"}
+        record |= {"first_stores": 4, "min_copies": 3, "spare_sessions": 1, "created": "today", "urls": ()}
         path.mkdir()
         write_record(path, ClusterRecord(**record))
         self.frames = _frames()

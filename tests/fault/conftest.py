@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from local_system.campaign import Campaign, seed_of_this_run
+from local_system.redis_system import RedisSystem
 from local_system.system import LocalSystem
+from redis_server import binaries, missing
+from trilogue.bench.recipe.server import find_server
 
 PARTITIONS = 2
 _seed = seed_of_this_run()
@@ -26,10 +30,31 @@ def new_campaign() -> Callable[[LocalSystem, int], Campaign]:
     return make
 
 
-@pytest.fixture(scope="module")
-def campaign(new_campaign: Callable[[LocalSystem, int], Campaign]) -> Iterator[Campaign]:
-    """One running system under load for all tests of a file."""
-    with LocalSystem(PARTITIONS) as system, new_campaign(system, 3) as campaign:
+def kinds_of_stores() -> list[Any]:
+    """Files; one Redis store of three; all on Redis. Each with a spare store. The two others take long."""
+    server = binaries()[0]
+    return [
+        pytest.param((None, ()), id="files"),
+        pytest.param((server, ("files", "files", "redis", "files")), id="one-on-redis", marks=pytest.mark.long),
+        pytest.param((binaries()[-1], ("redis",) * 4), id="all-on-redis", marks=pytest.mark.long),
+    ]
+
+
+def system_of(server: str | None, kinds: tuple[str, ...]) -> LocalSystem:
+    """A system of this kind, not started yet."""
+    if server is None:
+        return LocalSystem(PARTITIONS)
+    binary = find_server(server)
+    if binary is None:
+        missing(server)
+    assert binary is not None
+    return RedisSystem(PARTITIONS, binary, kinds)
+
+
+@pytest.fixture(scope="module", params=kinds_of_stores())
+def campaign(request: pytest.FixtureRequest, new_campaign: Callable[[LocalSystem, int], Campaign]) -> Iterator[Campaign]:
+    """One running system under load for all tests of a file: one for each kind of stores."""
+    with system_of(*request.param) as system, new_campaign(system, 3) as campaign:
         campaign.start_programs()
         yield campaign
 

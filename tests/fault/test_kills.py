@@ -14,6 +14,7 @@ from history_checker import Kind, read_register
 from local_system.bad_weather import pause_owner
 from local_system.campaign import Campaign
 from local_system.damage import Change, Rewriting, bodies_of, with_bodies, without
+from local_system.redis_system import RedisSystem
 
 
 @pytest.mark.parametrize("kind", ["session", "store", "supervisor"])
@@ -63,6 +64,8 @@ def test_after_all_kills_verify_finds_nothing_and_down_leaves_nothing_but_the_da
 
 def test_the_checker_finds_what_was_done_to_a_copy_of_this_very_run(campaign: Campaign, tmp_path: Path) -> None:
     """The net is no hole: each break is made in a real run's journals, with every CRC in order, and must be found."""
+    if isinstance(campaign.system, RedisSystem):
+        pytest.skip("what is broken here are journals in files")
     campaign.finish()
     history, stores = campaign.judged(), campaign.system.stores
     rewriting, session = Rewriting(stores), campaign.sessions[0]

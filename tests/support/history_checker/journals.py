@@ -161,7 +161,7 @@ def read_store(directory: Path) -> StoreContents:
         if path.name != f"journal-{number:08d}.trl":
             contents.damage.append(f"file {number} is missing: {path.name} is there instead")
         with path.open("rb") as file, mmap(file.fileno(), 0, prot=PROT_READ) as data:
-            offset, problem = _read_file(data, said["log_id"], contents)
+            offset, problem = read_bytes(data, said["log_id"], contents)
             head = _head_of(data, said["log_id"])
         contents.damage += _ends(before, head)
         before = _End(path.name, offset, head)
@@ -214,8 +214,8 @@ def _ends(before: _End, head: _Head | None) -> Iterator[str]:
         yield f"{before.name} was written anew from {before.head.original} bytes, and had {head.previous}"
 
 
-def _read_file(data: mmap, log_id: int, contents: StoreContents) -> tuple[int, str]:
-    """Take in the file's records; where they end, and why if it is not at zeros or at the file's end."""
+def read_bytes(data: mmap | bytes, log_id: int, contents: StoreContents) -> tuple[int, str]:
+    """Take in the records that lie one behind the other; where they end, and why if it is not at zeros or at the file's end."""
     offset = 0
     while offset < len(data):
         if not any(data[offset : offset + HEADER.size]):
@@ -281,7 +281,7 @@ def _frame_of(record: _Record, log_id: int) -> tuple[int, Frame]:
     return inner.index, inner.frame(record.payload[HEADER.size :])
 
 
-def _take_record(data: mmap, offset: int, log_id: int, contents: StoreContents) -> int:
+def _take_record(data: mmap | bytes, offset: int, log_id: int, contents: StoreContents) -> int:
     """Take in the record at `offset`; where the next one begins."""
     record = _record_at(data, offset, log_id)
     if record.flags not in (FRAME, FENCE, JOIN, FILL, THIN):

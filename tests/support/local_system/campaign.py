@@ -16,7 +16,7 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from history_checker import Anomaly, History, judge, load, read_register, read_store, summary
+from history_checker import Anomaly, History, judge, load, read_register, summary
 from local_system.load import Config
 from local_system.programs import LoadProgram
 from local_system.system import LocalSystem
@@ -288,6 +288,6 @@ class Campaign:
         """What the checker finds in these stores. They are read again if something was committed meanwhile."""
         while True:
             before = self.system.committed()
-            contents, register = [read_store(store) for store in stores], read_register(self.system.stores)
+            contents, register = list(map(self.system.contents_of, stores)), read_register(self.system.stores)
             if self.system.committed() == before:
                 return judge(history, contents, copies=self.system.copies, register=register)

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from history_checker import StoreContents, read_store
 from local_system.waiting import eventually
 from trilogue.actors.protocol.errors import TrilogueError
 from trilogue.actors.protocol.ids import partition_of
@@ -118,6 +119,10 @@ class LocalSystem:
     def stores(self) -> list[Path]:
         """The stores' directories."""
         return sorted(self.data.glob("store-*"))
+
+    def contents_of(self, store: Path) -> StoreContents:
+        """What stands on the store of this directory."""
+        return read_store(store)
 
     def status(self) -> dict[str, Any]:
         """What the actors say of themselves now; empty while none answers."""

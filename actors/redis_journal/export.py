@@ -7,22 +7,21 @@ damaged is copied up to there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from trilogue.actors.config import Credentials
 from trilogue.actors.journal import (
-    Entry,
     FenceRecord,
     FillRecord,
-    FrameFilled,
-    FrameFound,
     Identity,
     JoinRecord,
     Journal,
     open_identity,
 )
+from trilogue.actors.journal.records import decode_control
 from trilogue.actors.protocol.errors import Corrupt, ServerUnusable
-from trilogue.actors.protocol.invariants import violated
+from trilogue.actors.protocol.frames import decode_header, payload_of
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.redis_journal.layout import WALK, call, identity_key, partition_keys
 from trilogue.actors.redis_journal.link import LinkLost
@@ -66,18 +65,19 @@ def _copy(nodes: Nodes, place: RedisPlace, who: Identity, name: str, partition: 
     if head[0] is None:
         return f"its keys of partition {partition} are gone"
     end, chain = map(int, head)
-    found: list[Entry] = []
-    log = LogReplay(place.shown, partition, who.log_id, found.append)
+    log = LogReplay(place.shown, partition, who.log_id, lambda _: None)
     try:
         while log.end < end:
             entries = good(place.shown, link.ask(*call(WALK, (keys.log,), log.end, end, limits.redis_page_bytes)))
             if not entries:
                 raise log.corrupt(f"nothing lies there, and the log goes on to byte {end}")
+            begin, whole = log.end, 0
             try:
-                log.take(entries)
+                for entry in entries:
+                    log.take([entry])
+                    whole += 1
             finally:
-                journal.append([_entry(one) for one in found])
-                found.clear()
+                journal.append([*_records(entries[:whole], partition, begin)])
         if log.chain != chain:
             raise log.corrupt("its entries are not those that were appended")
     except Corrupt as error:
@@ -85,12 +85,14 @@ def _copy(nodes: Nodes, place: RedisPlace, who: Identity, name: str, partition: 
     return ""
 
 
-def _entry(found: Entry) -> bytes | FenceRecord | JoinRecord | FillRecord:
-    """What is appended to have it replayed so: a frame's bytes are those that its payload lies in."""
-    if isinstance(found, FrameFilled):
-        return FillRecord(found.header.partition, bytes(found.payload.obj))
-    if isinstance(found, FenceRecord | JoinRecord):
-        return found
-    if not isinstance(found, FrameFound):
-        violated("a log of one partition holds frames, fences, joins and fills")
-    return bytes(found.payload.obj)
+def _records(entries: list[bytes], partition: int, offset: int) -> Iterator[bytes | FenceRecord | JoinRecord | FillRecord]:
+    """What is appended to a journal in files to have the same there; but for a raised incarnation, which is not the copy's."""
+    for entry in entries:
+        header = decode_header(entry, 0, len(entry))
+        if header.flags == 0:
+            yield entry
+        else:
+            record = decode_control(header, payload_of(entry, header), file=partition, offset=offset)
+            if isinstance(record, FenceRecord | JoinRecord | FillRecord):
+                yield record
+        offset += len(entry)

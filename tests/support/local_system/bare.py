@@ -11,9 +11,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from local_system.waiting import eventually
@@ -37,9 +38,11 @@ class BareSystem:
     """`start` what is to run; `take` gives a partition to a SessionActor. Everything ends with it."""
 
     def __init__(
-        self, root: Path, *, stores: int, sessions: int = 1, record: ClusterRecord = NEW, limits: Limits = DEFAULT_LIMITS
-    ) -> None:
-        """The stores' directories are in `root`; of `record`, the numbers of stores and spares do not count."""
+        self, root: Path, *, stores: int, sessions: int = 1, record: ClusterRecord = NEW, limits: Limits = DEFAULT_LIMITS,
+        urls: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """The stores' directories are in `root`, or at their `urls`; of `record`, the numbers of stores and spares do not count."""
+        self._urls = urls
         self.root = root
         self.record = record
         self.stores = tuple(f"store-{k}" for k in range(1, stores + 1))
@@ -122,7 +125,8 @@ class BareSystem:
             "token": TOKEN, "listen": self._addresses[name], "limits": asdict(self._limits),
         }  # fmt: skip
         if name in self.stores:
-            return {**common, "directory": str(self.root / name), "allow_tmpfs": True}
+            url = self._urls.get(name, "")
+            return {**common, "directory": str(self.root / name), "allow_tmpfs": True, "url": url}
         told = {name: getattr(record, name) for name in ("copies", "min_copies", "keep_s", "keep_bytes")}
         return {**common, **told, "stores": self.stores, "book": self._addresses}
 

@@ -1,6 +1,6 @@
 """Redis servers under stores that are under load: killed, paused, emptied, restored, full (G1, G2, G3, G5, G8, G11).
 
-The short ones with one such store of three; with all of them on Redis, and again and again, in `make fault`.
+Once with one such store of three, once with three, on each of the servers; a spare store is in files.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ from local_system.waiting import eventually
 from redis_server import SERVERS, missing
 from trilogue.bench.recipe.server import find_server
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
 PARTITIONS = 2
 ONE, ALL = ("files", "files", "redis", "files"), ("redis", "redis", "redis", "files")
+KINDS = [(name, kinds) for name in SERVERS for kinds in (ONE, ALL)]
 KILLS = 5
 BACK_S = 30.0  # a store looks at its server every second; its process may have to be started again
 
 
-def _kinds() -> list[Any]:
-    long = [pytest.param((name, kinds), id=f"{len(kinds) - kinds.count('files')}-on-{name}", marks=pytest.mark.long)
-            for name in SERVERS for kinds in (ONE, ALL)]  # fmt: skip
-    return [pytest.param((SERVERS[0], ONE), id="short"), *long[1:]]
-
-
-@pytest.fixture(scope="module", params=_kinds())
+@pytest.fixture(scope="module", params=KINDS, ids=[f"{3 - kinds[:3].count('files')}-on-{name}" for name, kinds in KINDS])
 def campaign(request: pytest.FixtureRequest, new_campaign: Callable[[LocalSystem, int], Campaign]) -> Iterator[Campaign]:
     """One running system under load for all tests of this file and this kind."""
     name, kinds = request.param

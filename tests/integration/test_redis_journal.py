@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from local_system.waiting import eventually
-from redis_server import NewServer
+from redis_server import SERVERS, NewServer
 from redis_store import DURABLE, JUMP, RedisStore, fence
 from trilogue.actors.config import Credentials
 from trilogue.actors.journal import FillRecord, IncarnationRaised, JoinRecord, JournalBroken, JournalFull, Position
@@ -357,6 +357,7 @@ def test_a_password_comes_from_outside_and_is_never_shown(new_server: NewServer,
     assert "sesame" not in shown
 
 
+@pytest.mark.parametrize("redis_binary", SERVERS[:1], indirect=True)
 def test_the_partitions_of_a_store_lie_on_the_nodes_of_a_redis_cluster(new_server: NewServer, tmp_path: Path) -> None:
     servers = [new_server(**DURABLE, cluster_enabled="yes", cluster_node_timeout="2000") for _ in range(2)]
     clients = [client_of(server) for server in servers]

@@ -41,7 +41,7 @@ class BareSystem:
         self, root: Path, *, stores: int, sessions: int = 1, record: ClusterRecord = NEW, limits: Limits = DEFAULT_LIMITS,
         urls: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """The stores' directories are in `root`, or at their `urls`; of `record`, the numbers of stores and spares do not count."""
+        """The stores are in `root`, or at their `urls`; of `record`, the numbers of stores and spares do not count."""
         self._urls = urls
         self.root = root
         self.record = record

@@ -81,30 +81,39 @@ class Tables:
         """How many partitions there are."""
         return await self._connections.learned(self._connections.deadline())
 
+    @property
+    def cluster(self) -> str:
+        """The system's id; known when `partitions` is."""
+        return self._connections.routes.cluster or ""
+
+    async def heads(self, sessions: list[str]) -> dict[str, int]:
+        """As `Client.heads`."""
+        return await self._reading.heads(sessions)
+
     def holder(self, partition: int, host: str | None = None) -> Holder:
         """A store of the partition to read from; what is committed when it is first asked is what can be read."""
         return Holder(self._connections, self._stores, partition, host)
 
-    async def sessions(self, holder: Holder) -> AsyncGenerator[Stretch, None]:
-        """The sessions of a partition that have messages, in the order of their names, a page at a time.
+    async def sessions(self, holder: Holder, above: str = "") -> AsyncGenerator[Stretch, None]:
+        """The sessions of a partition that have messages, in the order of their names, from behind `above` on.
 
         A session that begins meanwhile is told of or not; one that was there is told of, with at least what it had.
         """
-        above: str | None = ""
+        behind: str | None = above
         page: list[Stretch] = []
 
         def accept(answer: Any) -> str | None:
-            nonlocal above
+            nonlocal behind
             match answer:
-                case [list(items), str(next_above)] if not next_above or next_above > (above or ""):
+                case [list(items), str(next_above)] if not next_above or next_above > (behind or ""):
                     if all(type(item) is list and [*map(type, item)] == [str, int, int] for item in items):
                         page[:] = [Stretch(*item) for item in items]
-                        above = next_above or None
+                        behind = next_above or None
                         return None
             raise ProtocolError("SESSIONS was answered in an unknown shape")
 
-        while above is not None:
-            await holder.ask(accept, Say.SESSIONS, above)
+        while behind is not None:
+            await holder.ask(accept, Say.SESSIONS, behind)
             for stretch in page:
                 yield stretch
 

@@ -14,12 +14,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from trilogue.actors.protocol.errors import TrilogueError, UsageError, counted
 from trilogue.cluster.commands.output import json_text, prepare_streams, silence
+
+if TYPE_CHECKING:
+    from trilogue.cluster.commands.find import Known
 
 PLUGINS = "trilogue.commands"
 FINE, NO, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -225,10 +228,40 @@ def trim(
 
 
 @app.command()
+def export(
+    to: Annotated[str, typer.Option("--to", metavar="DIR_OR_URL", help="A directory, or s3://…, gs://…: new files are added.")],
+    session: Annotated[list[str] | None, typer.Option(metavar="S", help="Only this session; said again: these.")] = None,
+    partition: Annotated[int | None, typer.Option(metavar="P", help="Only this partition.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything; so it is without --session and --partition.")] = False,
+    after: Annotated[int, typer.Option(metavar="SEQ", help="Of each session only what follows this seq.")] = 0,
+    address: Address = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Write histories as Parquet files, sorted by session and seq. A second run adds what is new since the first."""
+    from trilogue.cluster.commands import show
+    from trilogue.cluster.commands.find import locate
+    from trilogue.cluster.export.exporting import Chosen
+    from trilogue.cluster.export.exporting import export as write
+
+    if (session is not None) + (partition is not None) + everything > 1:
+        raise UsageError("say one of --session, --partition and --all")
+    with show.progress() as progress:
+        report = asyncio.run(write(locate(address, data), to, Chosen(session or [], partition, after), progress))
+    if json:
+        _print_json(report)
+    else:
+        show.exported(report)
+
+
+@app.command()
 def verify(
     address: Address = None,
     data: Data = None,
     json: Json = False,
+    export: Annotated[
+        str | None, typer.Option("--export", metavar="DIR_OR_URL", help="Compare an export with the stores instead.")
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Of a system that is down: make its damaged stores whole from the others.")
     ] = False,
@@ -241,17 +274,35 @@ def verify(
     When the system is down, the stores' directories of this machine are read.
     """
     from trilogue.cluster.commands import show
+    from trilogue.cluster.commands.find import locate
     from trilogue.cluster.commands.repair import repair as mend
     from trilogue.cluster.commands.repair import verify_up_or_down
 
     if accept_loss and not repair:
         raise UsageError("--accept-loss is said with --repair")
+    if export is not None and repair:
+        raise UsageError("--export compares, and --repair mends stores: say one of them")
+    if export is not None:
+        _verify_export(locate(address, data), export, json)
     with show.bars() as bars:
         report = mend(address, data, bars, accept_loss=accept_loss) if repair else verify_up_or_down(address, data, bars)
     if json:
         _print_json(report)
     else:
         show.verified(report)
+    raise typer.Exit(FINE if report["ok"] else NO)
+
+
+def _verify_export(known: Known, export: str, json: bool) -> NoReturn:
+    from trilogue.cluster.commands import show
+    from trilogue.cluster.export.comparing import compare
+
+    with show.bars() as bars:
+        report = asyncio.run(compare(known, export, bars))
+    if json:
+        _print_json(report)
+    else:
+        show.compared(report)
     raise typer.Exit(FINE if report["ok"] else NO)
 
 

@@ -131,6 +131,36 @@ def verified(report: dict[str, Any]) -> None:
         console.print("`trilogue verify --repair` makes the damaged stores whole again: their peers have all that they lack")
 
 
+def exported(report: dict[str, Any]) -> None:
+    """What was added."""
+    console = Paper()
+    if not report["files"]:
+        console.print(f"nothing new: {counted(report['messages_in_all'], 'message')} are there", soft_wrap=True)
+        return
+    console.print(
+        f"{counted(report['messages'], 'message')} of {counted(report['sessions'], 'session')} in "
+        f"{counted(report['files'], 'new file')}, {report['seconds']:.1f} s; "
+        f"{counted(report['messages_in_all'], 'message')} in all in {report['to']}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def compared(report: dict[str, Any]) -> None:
+    """The verdict on an export, and the first problems."""
+    console = Paper()
+    console.print(
+        f"{counted(report['messages'], 'message')} in {counted(report['files'], 'file')} compared, {report['seconds']:.1f} s",
+        soft_wrap=True,
+    )
+    for problem in report["problems"][:PROBLEMS_SHOWN]:
+        console.print(f"  {problem['kind']}: {problem['where']}: {problem['text']}", markup=False, soft_wrap=True)
+    if report["problem_count"] > PROBLEMS_SHOWN:
+        console.print(f"  … and {report['problem_count'] - PROBLEMS_SHOWN} more")
+    for note in report["notes"]:
+        console.print(f"  note: {note}", markup=False, soft_wrap=True)
+    console.print("the export is what the stores hold" if report["ok"] else "NOT OK: see above")
+
+
 def rescue_asked(facts: Facts) -> None:
     """What a rescue would do, and what may be lost by it."""
     from trilogue.cluster.commands.rescue import may_lose

@@ -101,6 +101,27 @@ def test_what_is_sent_is_read_back_by_every_way_to_the_system(running: Shell) ->
     assert lines[2].endswith(r"a\nb \x1b[31m")
 
 
+def test_export_is_read_by_others_grows_by_what_is_new_and_is_compared(running: Shell, tmp_path: Path) -> None:
+    import duckdb
+
+    place = str(tmp_path / "export")
+    running("send", "exported", "first", "--sender", "alice")
+    running("export", "--to", place, "--session", "exported")
+    running("send", "exported", "second", "--sender", "bob")
+    assert "1 message of 1 session in 1 new file" in running("export", "--to", place, "--session", "exported").stdout
+    assert "nothing new: 2 messages are there" in running("export", "--to", place, "--session", "exported").stdout
+    rows = duckdb.sql(f"select seq, sender, body from read_parquet('{place}/**/*.parquet') order by seq").fetchall()
+    assert rows == [(1, "alice", b"first"), (2, "bob", b"second")]
+    report = json.loads(running("verify", "--export", place, "--json").stdout)
+    assert (report["ok"], report["messages"], report["problems"]) == (True, 2, [])
+    next((tmp_path / "export").glob("partition=*/*.parquet")).unlink()
+    assert "missing: partition=" in running("verify", "--export", place, code=1).stdout
+    running("verify", "--export", place, "--repair", code=2)
+    running("export", "--to", place, "--all", "--partition", "0", code=2)
+    running("export", "--to", "nothing://there", code=2)
+    running("verify", "--export", str(tmp_path / "none"), code=2)
+
+
 def test_tail_starts_where_it_is_told_and_stops_there(running: Shell) -> None:
     for number in range(1, 5):
         running("send", "tailed", f"text {number}", "--sender", "alice")

@@ -1,0 +1,1 @@
+"""Histories as Parquet files, for programs that do not know trilogue: `trilogue export`, `trilogue verify --export`."""

@@ -9,7 +9,8 @@ partition's writer asks for the list, fetches the frames from other stores and s
 3. A frame is bad from when it could not be read, by the scrubber or for somebody, until it has been written again, or until the
    store does not hold it any more.
 4. What a peer sends is written only if it is the very frame that was stored: its CRC has been known since. So damage on a
-   minority never spreads, whoever sends. Where what is left of a frame has another size here, its file is written anew.
+   minority never spreads, whoever sends. A thin frame's bytes differ from store to store: for one, the file is
+   written anew.
 5. The files are read in the reader's thread (``store_reader``), in which frames move.
 """
 
@@ -26,7 +27,7 @@ from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.protocol.errors import Corrupt
 from trilogue.actors.protocol.holdings import PartitionState
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.thinning import header_of
+from trilogue.actors.protocol.thinning import header_of, is_thin
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +246,7 @@ class Scrubber:
         """Whether it is whole again."""
         if self._catalogue.place_of(target.key) != target.position:
             return False  # its file was written anew meanwhile
-        if len(frame) == target.position.size:
+        if len(frame) == target.position.size and not is_thin(frame):
             self._journal.rewrite_in_place(target.position, target.key, frame)
             return True
         self._put_back(target.position, frame)

@@ -18,7 +18,8 @@ What is replayed is the longest run of records that verify, from the first file'
    supersede that frame. (One of an older epoch can supersede, too; but whoever says that such a one is committed is of a
    later epoch than both.) A torn write does not look like this: what is committed was durable here before a later frame
    could say so. (Only a power cut in the first write after a takeover can be mistaken for the second case, and only if a
-   header is gone.) While a store is being taken in, frames are committed without it, and what is copied to it speaks of
+   header is gone.) A thin frame was committed when it was made: so it proves that itself, be it damaged or behind the
+   damage. While a store is being taken in, frames are committed without it, and what is copied to it speaks of
    them: so it syncs before it writes a frame that speaks of one that it has not synced, and after each JOIN
    (``protocol.store``).
 3. Otherwise the tail may be a torn write, which was never answered: it is cut, and the incarnation raised. The replay
@@ -44,6 +45,7 @@ them then. What happened to it since is noticed by who reads a frame, and by the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,6 +230,8 @@ class Scanner:
     def _refuse_if_committed(self, file: FileReader, damage: _Damage) -> None:
         """Rule 2: raise `Corrupt` if something behind the damage proves that what is missing was committed."""
         damaged = damage.header
+        if damaged and damaged.flags == FLAG_THIN:
+            raise corrupt(file.path, damage.offset, f"{damage.what}; it is what is left of a frame that was committed")
         # A frame reaches as far as its header says: what is inside it are its bodies.
         behind = damage.offset + damaged.frame_bytes if damaged else damage.offset
         for offset, header in self._intact_headers(file, behind):
@@ -256,8 +260,9 @@ class Scanner:
                 if at >= skip_to and at % ALIGNMENT == 0:
                     header = self._header_at(file, at)
                     if header is not None:
-                        yield at, header
-                        if _whole(file, at, header):
+                        whole = _whole(file, at, header)
+                        yield at, _vouching(file, at, header) if whole else header
+                        if whole:
                             skip_to = at + header.frame_bytes
                 found = block.find(_MAGIC_BYTES, found + 1)
             offset += BLOCK_BYTES
@@ -412,6 +417,15 @@ def _whole(file: FileReader, offset: int, header: Header) -> bool:
     except ProtocolError:
         return False
     return True
+
+
+def _vouching(file: FileReader, offset: int, header: Header) -> Header:
+    """What a whole record says of commits: of a thin frame, that it was committed itself."""
+    if header.flags == FLAG_THIN and (header.count, header.index) == (file.number, offset):
+        with contextlib.suppress(ProtocolError):
+            inner = inner_of(header, file.view(offset + HEADER_BYTES, HEADER_BYTES))
+            return inner._replace(committed_upto=inner.index)
+    return header
 
 
 def _is_newer(head: memoryview) -> bool:

@@ -23,6 +23,7 @@ from trilogue.actors.journal.files import FileReader, file_path, summary_path, s
 from trilogue.actors.journal.identity import Identity
 from trilogue.actors.journal.records import (
     FILE_FORMAT,
+    FLAG_FILL,
     ControlRecord,
     FileRecord,
     FillRecord,
@@ -31,8 +32,8 @@ from trilogue.actors.journal.records import (
     encode_control,
 )
 from trilogue.actors.journal.summary import records_in
-from trilogue.actors.protocol.errors import Corrupt
-from trilogue.actors.protocol.frames import HEADER_BYTES, Header
+from trilogue.actors.protocol.errors import Corrupt, ProtocolError
+from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_header
 from trilogue.actors.protocol.invariants import require
 from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, is_thin, placed
 
@@ -84,8 +85,8 @@ class ThinFile:
             os.fchmod(out.fileno(), 0o600)
             head: FileRecord | None = None
             since = 0
-            for offset, header, data in self._records(file):
-                self._end = offset + (self._instead[offset][0] if offset in self._instead else len(data))
+            for offset, size, header, data in self._records(file):
+                self._end = offset + size
                 if head is None:
                     head = self._begin(header, data, out)
                     continue
@@ -116,19 +117,35 @@ class ThinFile:
 
     # ------------------------------------------------------------------ records
 
-    def _records(self, file: FileReader) -> Iterator[tuple[int, Header, bytes]]:
-        """The records of the old file; of a frame that cannot be read, what is to stand there instead."""
+    def _records(self, file: FileReader) -> Iterator[tuple[int, int, Header, bytes]]:
+        """The records of the old file, each with where it lies and its size there; of a frame that cannot be read, what is to
+        stand there instead."""
         start = 0
         for bad in sorted(self._instead):
-            yield from self._between(file, start, bad)
             size, frame = self._instead[bad]
-            yield bad, header_of(frame, _ANY_BYTES), frame
+            header = header_of(frame, _ANY_BYTES)
+            if self._is_filled(file, bad, size):
+                bad, size = bad - HEADER_BYTES, size + HEADER_BYTES
+                frame = encode_control(FillRecord(header.partition, frame), log_id=header.log_id, file=self._number, offset=bad)
+                header = decode_header(frame, 0, _ANY_BYTES)
+            yield from self._between(file, start, bad)
+            yield bad, size, header, frame
             start = bad + size
         yield from self._between(file, start, file.size)
 
-    def _between(self, file: FileReader, start: int, end: int) -> Iterator[tuple[int, Header, bytes]]:
+    def _is_filled(self, file: FileReader, offset: int, size: int) -> bool:
+        """Whether the frame of that size at `offset` lies inside a FILL."""
+        start = offset - HEADER_BYTES
+        try:
+            header = decode_header(file.view(start, HEADER_BYTES), 0, _ANY_BYTES)
+        except ProtocolError:
+            return False
+        place = header.flags, header.count, header.index, header.frame_bytes
+        return place == (FLAG_FILL, self._number, start, HEADER_BYTES + size)
+
+    def _between(self, file: FileReader, start: int, end: int) -> Iterator[tuple[int, int, Header, bytes]]:
         for offset, header, data in records_in(file, self._identity.log_id, start, end):
-            yield offset, header, bytes(data)
+            yield offset, len(data), header, bytes(data)
 
     def _begin(self, header: Header, data: bytes, out: BinaryIO) -> FileRecord:
         record = decode_control(header, data[HEADER_BYTES : HEADER_BYTES + header.payload_bytes], file=self._number, offset=0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trilogue.actors.protocol.messages import FLOOR, KEYED, TRIM
-from trilogue.actors.protocol.thinning import header_of, is_thin, items_of
+from trilogue.actors.protocol.thinning import header_of, is_thin, items_of, placed
+from trilogue.actors.scrubber import Held, Scrubber
 from trimmed_store import ANN, BODY, FOR_EVER, SMALL, Store, filled, run, seqs
 
 
@@ -144,6 +147,33 @@ def test_a_thin_frame_that_went_bad_is_put_back_in_another_size(store: Store) ->
     assert store.back == [(0, 1)]
     assert header_of(store.frame(1), SMALL.frame_bytes_max) == header_of(whole, SMALL.frame_bytes_max)
     assert store.originals("s", 1, 4) == {1: 1, 2: 2, 3: 3, 4: 4}
+
+
+def test_a_thin_frame_of_a_peer_is_put_back_so_that_the_journal_opens_again(store: Store) -> None:
+    """A thin frame says where it lies: one of the same size, from another store's disk, must not be laid down as it came."""
+    store.append((TRIM, "s", 401, 9))
+    store.thin()
+    position = store.places.at(1)
+    assert position is not None
+    foreign = placed(store.frame(1), 9, 12_344)
+    assert len(foreign) == position.size
+    path = store.directory / f"journal-{position.file:08d}.trl"
+    data = bytearray(path.read_bytes())
+    data[position.offset + 100] ^= 1
+    path.write_bytes(data)
+
+    async def at_once(read: Callable[[], Any]) -> Any:
+        return read()
+
+    held = Held(store.held.state.partitions, store.held.places)
+    scrubber = Scrubber(store.journal, held, lambda _: None, SMALL, at_once, store.thinner.put_back)
+    scrubber.found_bad(0, 1, "a test changed it")
+    asyncio.run(scrubber.repair(0, [foreign]))
+    store.thin()
+    assert store.back == [(0, 1)]
+    again = store.reopen(summaries=False)
+    assert again.originals("s", 1, 4) == {1: 1, 2: 2, 3: 3, 4: 4}
+    again.journal.close()
 
 
 def test_records_that_are_left_are_left_byte_for_byte(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from trilogue.actors.protocol.errors import Corrupt, ServerUnusable, Unavailable
 from trilogue.actors.protocol.frames import decode_frame
 from trilogue.actors.protocol.limits import Limits
 from trilogue.bench.recipe.server import HOST, RedisServer
+from trilogue.cluster.settings.ports import PORTS, free_port
 
 IMPATIENT = Limits(member_lag_ms=500, redis_timeout_ms=1_000)
 
@@ -359,11 +360,13 @@ def test_a_password_comes_from_outside_and_is_never_shown(new_server: NewServer,
 
 @pytest.mark.parametrize("redis_binary", SERVERS[:1], indirect=True)
 def test_the_partitions_of_a_store_lie_on_the_nodes_of_a_redis_cluster(new_server: NewServer, tmp_path: Path) -> None:
-    servers = [new_server(**DURABLE, cluster_enabled="yes", cluster_node_timeout="2000") for _ in range(2)]
+    settings = {**DURABLE, "cluster_enabled": "yes", "cluster_node_timeout": "2000"}
+    buses = (free_port(PORTS, HOST), free_port(reversed(PORTS), HOST))  # else it is 10,000 above, where anybody may be
+    servers = [new_server(**settings, cluster_port=str(bus)) for bus in buses]
     clients = [client_of(server) for server in servers]
     for client, (first, last) in zip(clients, ((0, 8191), (8192, 16383)), strict=True):
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
-    clients[0].execute_command("CLUSTER", "MEET", HOST, servers[1].port)
+    clients[0].execute_command("CLUSTER", "MEET", HOST, servers[1].port, buses[1])
     for client in clients:
         eventually(
             lambda client=client: "cluster_state:ok" in client.execute_command("CLUSTER", "INFO").decode(), 20.0, "it works"

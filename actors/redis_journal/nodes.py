@@ -32,10 +32,10 @@ class Nodes:
         self._slots = tuple(slots)
 
     @classmethod
-    def reach(cls, place: RedisPlace, credentials: Credentials, timeout_ms: int) -> Nodes:
+    def reach(cls, place: RedisPlace, credentials: Credentials, timeout_ms: int, *, opening: bool = False) -> Nodes:
         """Connect, and look whether every node can keep the promise. Raises `ServerUnusable`."""
         first = Link(place, credentials, timeout_ms)
-        links, servers, slots = [first], [look_at(first)], list[tuple[int, int, Link]]()
+        links, servers, slots = [first], [look_at(first, opening=opening)], list[tuple[int, int, Link]]()
         try:
             if servers[0].cluster:
                 by_address = {(place.host, place.port): first}
@@ -44,7 +44,7 @@ class Nodes:
                     if link is None:
                         link = by_address[host, port] = Link(place._replace(host=host, port=port), credentials, timeout_ms)
                         links.append(link)
-                        servers.append(look_at(link))
+                        servers.append(look_at(link, opening=opening))
                     slots.append((start, end, link))
             for link in links:
                 for answer in link.ask_all([("SCRIPT", "LOAD", script.text) for script in SCRIPTS]):

@@ -61,7 +61,7 @@ def open_redis_journal(opening: Opening, replay: Callable[[Entry], None]) -> Red
     Raises `ServerUnusable`, `NewerFormat`, `WrongCluster` or `Corrupt` (the server's data is as it was; forget what was
     replayed), or `JournalBroken`.
     """
-    nodes = Nodes.reach(opening.place, opening.credentials, opening.limits.redis_timeout_ms)
+    nodes = Nodes.reach(opening.place, opening.credentials, opening.limits.redis_timeout_ms, opening=True)
     try:
         return _Opener(opening, nodes, replay).open()
     except LinkLost as lost:

@@ -42,8 +42,12 @@ class Server(NamedTuple):
         return free is None or free >= min(ROOM_BYTES, self.memory_max // ROOM_SHARE)
 
 
-def look_at(link: Link) -> Server:
-    """The server behind the link, when it can keep the promise. Raises `ServerUnusable` that says what it lacks."""
+def look_at(link: Link, *, opening: bool = False) -> Server:
+    """The server behind the link, when it can keep the promise. Raises `ServerUnusable` that says what it lacks.
+
+    Who is `opening` a journal waits while the file is written anew: it may be the first one since `appendonly no`, which
+    counts when it is whole, and a server without WAITAOF does not say so.
+    """
     place = link.place
     try:
         said, known, *settings = link.ask_all(
@@ -59,6 +63,9 @@ def look_at(link: Link) -> Server:
     waits = isinstance(known, list) and any(isinstance(one, list) and one for one in known)
     for problem in _problems(info, place.replicas, waits, dict(zip(_SETTINGS, map(_setting, settings), strict=True))):
         raise ServerUnusable(f"{place.shown} cannot promise what a store must: {problem}")
+    rewriting = any(info.get(name) == "1" for name in ("aof_rewrite_in_progress", "aof_rewrite_scheduled"))
+    if opening and rewriting and not waits:
+        raise ServerUnusable(f"{place.shown} is writing its append-only file anew: wait until it has")
     if info.get("cluster_enabled") == "1" and place.database:
         raise ServerUnusable(f"{place.shown} is a Redis Cluster, which has one database only: write /0")
     return Server(

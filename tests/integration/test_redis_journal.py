@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +169,34 @@ def test_a_setting_that_changes_while_a_store_is_open_ends_it(store: RedisStore)
     assert store.opened.reason_to_end() == ""
     client_of(store.server).config_set("maxmemory-policy", "allkeys-random")
     assert "`maxmemory-policy allkeys-random`" in store.opened.reason_to_end()
+
+
+@pytest.mark.parametrize("redis_binary", SERVERS[:1], indirect=True)
+def test_an_append_only_file_that_is_not_whole_yet_is_waited_for(new_server: NewServer, tmp_path: Path) -> None:
+    """With WAITAOF, the server itself waits for it."""
+    server = new_server(**{**DURABLE, "appendonly": "no"}, rdb_key_save_delay="20000")
+    client = client_of(server)
+    client.mset({f"key-{k}": b"x" for k in range(500)})
+    client.config_set("appendonly", "yes")  # begins to write it, for ten seconds
+    store = RedisStore(server, tmp_path / "store-1")
+    with pytest.raises(ServerUnusable, match="is writing its append-only file anew"):
+        store.open()
+    server.kill()
+
+
+def test_a_server_is_reached_by_tls_if_its_certificate_is_vouched_for(new_server: NewServer, tmp_path: Path) -> None:
+    key, certificate, port = tmp_path / "key.pem", tmp_path / "certificate.pem", free_port(PORTS, HOST)
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    made += ["-subj", "/CN=redis", "-addext", f"subjectAltName=IP:{HOST}", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    files = {"tls_cert_file": str(certificate), "tls_key_file": str(key), "tls_ca_cert_file": str(certificate)}
+    store = RedisStore(new_server(**DURABLE, tls_port=str(port), tls_auth_clients="no", **files), tmp_path / "store-1")
+    with pytest.raises(ServerUnusable, match="certificate verify failed"):
+        store.open(f"rediss://{HOST}:{port}/0")
+    url = f"rediss://{HOST}:{port}/0?ca_file={certificate}"
+    assert store.open(url) == []
+    store.append(store.frame(0, b"in secret"))
+    assert store.open(url) == store.in_order()
 
 
 def can_wait(server: RedisServer) -> bool:

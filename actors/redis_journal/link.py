@@ -27,7 +27,8 @@ Command = Sequence[Word]
 
 
 class LinkLost(Exception):
-    """The server cannot be reached, or does not answer in time: whether it did what it was asked is not known. One line."""
+    """The server cannot be reached, or does not answer in time: whether it did what it was asked is not known. One line
+    that says what to do."""
 
 
 class Refusal(NamedTuple):
@@ -126,10 +127,10 @@ def _in_words(error: Exception) -> str:
             "TRILOGUE_REDIS_USERNAME"
         )
     if isinstance(error, exceptions.BusyLoadingError):
-        return "is still loading its data"
+        return "is still loading its data: wait until it has"
     if isinstance(error, exceptions.TimeoutError | TimeoutError):
-        return "does not answer in time"
-    return f"cannot be used: {_line(error)}"
+        return "does not answer in time: look what keeps it busy, or give the store another server"
+    return f"cannot be reached ({_line(error).rstrip('.')}): start it, or give the store another server"
 
 
 def _line(error: Exception) -> str:

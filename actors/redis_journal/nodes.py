@@ -53,7 +53,7 @@ class Nodes:
                             f"{link.place.shown} takes no scripts ({answer.text}): allow this user SCRIPT and EVALSHA"
                         )
         except LinkLost as lost:
-            raise ServerUnusable(f"{lost}: start it, or give the store another server") from None
+            raise ServerUnusable(str(lost)) from None
         return cls(links, servers, slots)
 
     @property

@@ -66,7 +66,7 @@ def open_redis_journal(opening: Opening, replay: Callable[[Entry], None]) -> Red
         return _Opener(opening, nodes, replay).open()
     except LinkLost as lost:
         nodes.close()
-        raise ServerUnusable(f"{lost}: start it, or give the store another server") from None
+        raise ServerUnusable(str(lost)) from None
     except BaseException:
         nodes.close()
         raise

@@ -54,7 +54,7 @@ def look_at(link: Link, *, opening: bool = False) -> Server:
             [("INFO",), ("COMMAND", "INFO", "WAITAOF"), *(("CONFIG", "GET", name) for name in _SETTINGS)]
         )
     except LinkLost as lost:
-        raise ServerUnusable(f"{lost}: start it, or give the store another server") from None
+        raise ServerUnusable(str(lost)) from None
     if isinstance(said, Refusal):
         if said.code == "LOADING":
             raise ServerUnusable(f"{place.shown} is still loading its data: wait until it has")

@@ -45,6 +45,7 @@ SPARE_STORES = 1
 SPARE_SESSIONS_MAX = 64
 LEAST_COPIES = 2  # what is on one store only is never called stored, unless it was asked for from the start
 LOG_ID_BITS = 63
+NEVER_STARTED_WITHOUT = "places.json"  # which every start writes before it makes an actor
 TOKEN_BYTES = 32
 _BOUNDS = {
     "partitions": (1, PARTITIONS_MAX),
@@ -145,6 +146,8 @@ def as_asked(settings: Settings, record: ClusterRecord, nodes: int = 1) -> Clust
             raise SettingsDiffer(
                 f"{settings.data} was created with --{name} {have}, not {asked}: {what}; use --{name} {have} or another --data"
             )
+    if settings.urls is not None and not (settings.data / NEVER_STARTED_WITHOUT).exists():
+        record = record._replace(stores=0, first_stores=0, urls=())  # a first start that failed has put nothing anywhere
     urls = _urls_as_asked(settings, record)
     stores = settings.stores or max(record.stores, len(urls)) or stores_for(record.copies, nodes, settings.spread)
     if stores < record.stores:

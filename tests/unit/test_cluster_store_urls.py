@@ -18,6 +18,11 @@ REDIS = "redis://10.0.0.5:6379/2"
 HERE = Node("n1", "127.0.0.1")
 
 
+def started(data: Path) -> None:
+    """Actors were made on it."""
+    (data / "places.json").write_text("{}")
+
+
 def start(data: Path, stores: int | list[str] | None = None, **values: int) -> ClusterRecord:
     """What a start does with the data directory."""
     settings = settings_of(data=data, stores=stores, **values)
@@ -87,6 +92,7 @@ def test_two_urls_are_two_copies(tmp_path: Path) -> None:
 
 def test_the_places_are_kept_and_stores_are_added_behind_them(tmp_path: Path) -> None:
     start(tmp_path, [REDIS, *files(tmp_path, 2, 3)])
+    started(tmp_path)
     assert json.loads((tmp_path / "cluster.json").read_bytes())["format"] == 3
     assert start(tmp_path).urls == (REDIS, "", "")
     assert start(tmp_path, 4).url_of("store-4") == ""
@@ -97,12 +103,16 @@ def test_the_places_are_kept_and_stores_are_added_behind_them(tmp_path: Path) ->
 
 def test_a_redis_store_is_added_to_data_of_files_alone(tmp_path: Path) -> None:
     start(tmp_path, 4)
+    started(tmp_path)
     assert json.loads((tmp_path / "cluster.json").read_bytes())["format"] == 2
     assert start(tmp_path, [*files(tmp_path, 1, 2, 3, 4), REDIS]).url_of("store-5") == REDIS
 
 
 def test_a_store_is_never_moved_or_taken_away(tmp_path: Path) -> None:
     record = start(tmp_path, [REDIS, *files(tmp_path, 2, 3)])
+    assert start(tmp_path, ["redis://10.0.0.6/0", *files(tmp_path, 2, 3)]).urls[0] == "redis://10.0.0.6:6379/0", "a first try"
+    assert start(tmp_path, [REDIS, *files(tmp_path, 2, 3)]) == record
+    started(tmp_path)
     with pytest.raises(SettingsDiffer, match=r"store-1 of .* is at redis://10.0.0.5:6379/2, not at redis://10.0.0.6:6379/0"):
         start(tmp_path, ["redis://10.0.0.6/0", *files(tmp_path, 2, 3)])
     with pytest.raises(SettingsDiffer, match="has 3 stores, not 2"):

@@ -116,10 +116,12 @@ def test_the_status_keeps_its_shape_and_says_what_the_copies_protect_against(sys
         assert sorted([*one["stores"], *one["spares"]]) == ["store-1", "store-2", "store-3", "store-4"]
     assert status["register"]["stores"] == status["register"]["answering"] == ["store-1", "store-2", "store-3"]
     assert status["may_lose"]["acks"]["at_once"] == 1
+    assert status["retention"] == {"keep_s": 0, "keep_bytes": 0}
+    assert [one["floor"] for one in status["partitions"]] == [0] * PARTITIONS
     assert "a crashed process loses nothing; a lost disk or machine can lose" in status["protects_against"]
     assert set(status) == {
         "format", "cluster", "data", "addresses", "started_by", "ray", "logs", "partitions", "stores", "spare_sessions",
-        "failovers", "missing", "register", "may_lose", "protects_against", "actors",
+        "failovers", "missing", "register", "may_lose", "protects_against", "actors", "retention",
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -16,13 +17,27 @@ import redis
 
 from local_system.waiting import eventually
 from redis_server import SERVERS, NewServer
-from redis_store import DURABLE, JUMP, RedisStore, fence
+from redis_store import DURABLE, JUMP, PARTITIONS, RedisStore, fence
 from trilogue.actors.config import Credentials
-from trilogue.actors.journal import FillRecord, IncarnationRaised, JoinRecord, JournalBroken, JournalFull, Position
+from trilogue.actors.journal import (
+    FillRecord,
+    FrameFilled,
+    FrameFound,
+    IncarnationRaised,
+    JoinRecord,
+    Journal,
+    JournalBroken,
+    JournalFull,
+    Position,
+    open_identity,
+)
 from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.protocol.errors import Corrupt, ServerUnusable, Unavailable
 from trilogue.actors.protocol.frames import decode_frame
-from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
+from trilogue.actors.redis_journal.export import export_store
+from trilogue.actors.redis_journal.place import parse_place
+from trilogue.actors.redis_journal.removal import remove_keys
 from trilogue.bench.recipe.server import HOST, RedisServer
 from trilogue.cluster.settings.ports import PORTS, free_port
 
@@ -85,6 +100,47 @@ def test_a_frame_a_row_and_a_part_are_read_by_their_positions(store: RedisStore)
     position = found(store, "FrameFilled")[0]
     assert store.opened.read(position) == filled
     assert store.opened.read_part(position, 64, 6, crc32(b"filled")) == b"filled"
+
+
+def test_a_copy_in_files_holds_the_same_and_says_what_is_damaged(store: RedisStore, tmp_path: Path) -> None:
+    with_older_frames(store)
+    place, who = parse_place(f"redis://{store.server.address}/0"), store.opened.identity
+
+    def copied(name: str) -> tuple[list[str] | None, list[str]]:
+        """What is damaged, and what is in the copy."""
+        directory = tmp_path / name
+        directory.mkdir()
+        damage = export_store(place, Credentials(), who, "store-1", PARTITIONS, directory, DEFAULT_LIMITS)
+        identity = open_identity(directory, cluster=who.cluster, log_id=who.log_id, fresh_store=who.store)
+        found: list[str] = []
+        Journal.open(directory, identity, DEFAULT_LIMITS, lambda entry: found.append(shown(entry))).close()
+        return damage, found
+
+    assert copied("whole") == ([], [shown(entry) for entry in store.in_order()])
+    assert store.opened.reason_to_end() == "", "it is still its owner's"
+    client = client_of(store.server)
+    log = client.keys("*/2}:log")[0]
+    (last,) = sorted(map(int, client.hkeys(log)))[1:]
+    client.hset(log, str(last), b"x" * 80)
+    damage, found = copied("damaged")
+    assert damage is not None
+    assert f"a damaged log of partition 2 at byte {last}" in damage[0]
+    assert found == [shown(entry) for entry in store.in_order()[:-1]]
+
+
+def shown(entry: Any) -> str:
+    """An entry of a replay, or of the book, without where it lies."""
+    if isinstance(entry, FrameFound | FrameFilled):
+        return f"{type(entry).__name__} {bytes(entry.payload)!r}"
+    return f"{entry[0]} {entry[2]!r}" if isinstance(entry[0], str) else repr(entry)
+
+
+def test_all_that_a_cluster_has_on_a_server_can_be_taken_away_and_nothing_else(store: RedisStore) -> None:
+    client = client_of(store.server)
+    client.set("somebody's", "own")
+    assert remove_keys(parse_place(store.server.url), Credentials(), "d" * 32) == 0
+    assert remove_keys(parse_place(store.server.url), Credentials(), store.opened.identity.cluster) > 0
+    assert client.keys() == [b"somebody's"]
 
 
 # ---------------------------------------------------------------------- servers that cannot promise

@@ -56,10 +56,10 @@ def look_at(link: Link, *, opening: bool = False) -> Server:
     except LinkLost as lost:
         raise ServerUnusable(str(lost)) from None
     if isinstance(said, Refusal):
-        if said.code == "LOADING":
-            raise ServerUnusable(f"{place.shown} is still loading its data: wait until it has")
         raise ServerUnusable(f"{place.shown} does not say how it is ({said.text}): allow this user INFO")
     info = _fields(said)
+    if info.get("loading") == "1":
+        raise ServerUnusable(f"{place.shown} is still loading its data: wait until it has")
     waits = isinstance(known, list) and any(isinstance(one, list) and one for one in known)
     for problem in _problems(info, place.replicas, waits, dict(zip(_SETTINGS, map(_setting, settings), strict=True))):
         raise ServerUnusable(f"{place.shown} cannot promise what a store must: {problem}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -238,6 +240,31 @@ def test_an_append_only_file_that_is_not_whole_yet_is_waited_for(new_server: New
     with pytest.raises(ServerUnusable, match="is writing its append-only file anew"):
         store.open()
     server.kill()
+
+
+def test_a_server_that_loads_its_data_is_waited_for(store: RedisStore) -> None:
+    with client_of(store.server).pipeline(transaction=False) as pipeline:
+        for k in range(4_000):  # it answers between a thousand of them
+            pipeline.set(f"key-{k}", b"x")
+        pipeline.execute()
+
+    def restart() -> None:
+        with contextlib.suppress(Unavailable):  # it is killed before it is up
+            store.server.restart({"key-load-delay": "500"})
+
+    slow = threading.Thread(target=restart)
+    slow.start()
+
+    def line() -> str:
+        try:
+            store.open()
+        except ServerUnusable as error:
+            return str(error)
+        return "open"
+
+    eventually(lambda: "is still loading its data: wait until it has" in line(), 20.0, line)
+    store.server.kill()
+    slow.join()
 
 
 def test_a_server_is_reached_by_tls_if_its_certificate_is_vouched_for(new_server: NewServer, tmp_path: Path) -> None:

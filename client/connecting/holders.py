@@ -98,7 +98,25 @@ class Holder:
                 self._at = await self._find()
             return self._at
 
+    async def addresses(self) -> list[str]:
+        """Where the stores are that hold the partition. Raises `Unavailable` when none does, for a while."""
+        return (await self._named())[1]
+
     async def _find(self) -> _Place:
+        upto, addresses = await self._named()
+        if self._host is not None:
+            addresses.sort(key=lambda address: address.rpartition(":")[0] != self._host)
+        if not (left := [address for address in addresses if address not in self._failed]):
+            self._failed.clear()
+        address = (left or addresses)[0]
+        try:
+            return _Place(address, await self._stores.connection(address), upto)
+        except Unavailable:
+            self._failed.add(address)
+            raise
+
+    async def _named(self) -> tuple[int, list[str]]:
+        """Up to which frame the partition is committed, and the stores that hold it."""
         upto, addresses = 0, list[str]()
 
         def accept(answer: Any) -> str | None:
@@ -110,16 +128,7 @@ class Holder:
             raise ProtocolError("HOLDERS was answered in an unknown shape")
 
         await self._connections.ask_partition(self._partition, accept, Say.HOLDERS, self._partition)
-        if self._host is not None:
-            addresses.sort(key=lambda address: address.rpartition(":")[0] != self._host)
-        if not (left := [address for address in addresses if address not in self._failed]):
-            self._failed.clear()
-        address = (left or addresses)[0]
-        try:
-            return _Place(address, await self._stores.connection(address), upto)
-        except Unavailable:
-            self._failed.add(address)
-            raise
+        return upto, addresses
 
 
 def _ignore(*_: Any) -> None:

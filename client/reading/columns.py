@@ -102,6 +102,7 @@ class Columns:
         self._sent_at_us += sent_at_us
         self._bodies += bodies
         self.count += count
+        self.size_bytes += sum(map(len, bodies))
 
     def cut(self) -> Rows:
         """What was taken since the last cut, as arrays."""

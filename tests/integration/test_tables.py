@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
-from trilogue.client import Client
+import pytest
+
+from trilogue.client import Client, UsageError
 from trilogue.client.reading.tables import tables_of
+from trilogue.cluster import read_sessions
+from trilogue.cluster.commands.find import Known
+from trilogue.cluster.export.comparing import compare
+from trilogue.cluster.export.exporting import Chosen, export
 
 from .conftest import run
+
+NAMES = [f"read-{k}" for k in range(9)]
 
 
 def test_table_of_a_session_is_its_history_whoever_sent_it_and_with_what_key(system: Any) -> None:
@@ -48,3 +57,55 @@ def test_each_partition_tells_its_sessions_in_order_and_all_together_have_all(sy
             assert {name: one.last_seq for name, one in found.items()} == heads
 
     run(talk())
+
+
+def test_ray_dataset_has_every_message_once_in_order_within_its_session(system: Any) -> None:
+    """G3, over all partitions, while nobody says in which order tasks end."""
+
+    async def talk() -> dict[str, list[tuple[int, bytes]]]:
+        async with Client(sender="ann") as client:
+            for k in range(40):
+                for name in NAMES:
+                    client.post(name, b"%d" % k, sender=f"s{k % 3}")
+            await client.flush()
+            return {name: [(m.seq, m.body) for m in await client.history(name, limit=1000)] for name in NAMES}
+
+    said = run(talk())
+    dataset = read_sessions(columns=["body", "session", "seq"])
+    found: dict[str, list[tuple[int, bytes]]] = {}
+    for row in dataset.iter_rows():
+        found.setdefault(row["session"], []).append((row["seq"], row["body"]))
+    assert {name: found[name] for name in NAMES} == said
+    rows = read_sessions(sessions=[*NAMES[:2], "nobody was here"]).take_all()
+    assert sorted((row["session"], row["seq"]) for row in rows) == [(name, seq) for name in NAMES[:2] for seq in range(1, 41)]
+    assert [*rows[0]] == ["session", "seq", "sender", "sender_id", "n", "sent_at", "stored_at", "body"]
+    assert read_sessions(sessions=[]).schema().names == [*rows[0]]
+    for wrong in ({"columns": ["text"]}, {"columns": []}, {"sessions": "a"}):
+        with pytest.raises(UsageError):
+            read_sessions(**wrong)
+
+
+def test_export_of_a_running_system_is_read_by_ray_data_and_by_duckdb(system: Any, tmp_path: Path) -> None:
+    import duckdb
+    import ray.data
+
+    async def talk() -> None:
+        async with Client(sender="ann") as client:
+            await asyncio.gather(*(client.send(f"exported-{k % 7}", b"%d" % k) for k in range(300)))
+        known = Known(system.addresses, system.token, None)
+        report = await export(known, str(tmp_path), Chosen([], None, 0), lambda said: None)
+        assert report["messages"] >= 300
+        assert (await compare(known, str(tmp_path), NoBars()))["ok"]
+
+    run(talk())
+    mine = [row for row in ray.data.read_parquet(str(tmp_path)).take_all() if row["session"].startswith("exported-")]
+    assert sorted(int(row["body"]) for row in mine) == list(range(300))
+    rows = duckdb.sql(
+        f"select count(*), count(distinct (session, seq)) from read_parquet('{tmp_path}/**/*.parquet')"
+    ).fetchall()
+    assert rows[0][0] == rows[0][1] >= 300
+
+
+class NoBars:
+    def advance(self, part: str, done: int, total: int) -> None:
+        pass

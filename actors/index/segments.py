@@ -156,8 +156,8 @@ class Segments:
         until = only if end is None else f"{only} AND session <= ?3"
         columns = _TABLES[table]
         self._database.execute(
-            f"INSERT INTO {table} SELECT ?1, {columns} FROM {table} WHERE segment IN ({_list(old)}) AND session > ?2 {until}"
-            " ORDER BY 2, 3, 4",
+            f"INSERT OR IGNORE INTO {table} SELECT ?1, {columns} FROM {table}"
+            f" WHERE segment IN ({_list(old)}) AND session > ?2 {until} ORDER BY 2, 3, 4",
             (new, after) if end is None else (new, after, end),
         )
         return end

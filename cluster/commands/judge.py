@@ -202,8 +202,8 @@ class PartitionJudge:
                     self._keys.take(where, record, keys)
             elif isinstance(record, Gone):
                 self._keys.take_gone(record)
-            elif isinstance(record, Alias):
-                self._keys.take_alias(where, record)
+            elif isinstance(record, Alias) and not self._trims.is_gone(record.session, record.seq):
+                self._keys.take_alias(where, record)  # of what is gone, keys whose time is over are not kept
         return True
 
     def _judge(self, where: str, index: int, record: Record) -> None:
@@ -276,6 +276,10 @@ class TrimJudge:
         """A run whose bodies are gone."""
         self._findings.gone += record.messages
         self._gone[record.session] = where, index, record.first_seq + record.messages - 1
+
+    def is_gone(self, session: str, seq: int) -> bool:
+        """Whether this message may be gone, as far as the log was read."""
+        return session in self._gone and seq <= self._gone[session][2]
 
     def finish(self) -> None:
         """The log ends here."""

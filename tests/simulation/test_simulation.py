@@ -77,6 +77,8 @@ TRANSITIONS = [
     "keys: a number stands for an earlier message", "keys: one came again after its time",
     "client: a message was cancelled", "client: told that it is not stored",
     "client: told that it may be stored", "client: given up, and stored after all",
+    "client: a reader was told of a trim", "client: a trim was answered", "owner: a floor was logged",
+    "serving: a subscription ended at a trim", "store: a frame became thin",
 ]  # fmt: skip
 
 

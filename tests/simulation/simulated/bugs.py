@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from simulated.client import ClientProcess
+from simulated.serving import Serving
 from simulated.store import StoreProcess
 from trilogue.actors.index import recent
 from trilogue.actors.index.catalogue import Segment
@@ -28,12 +29,13 @@ from trilogue.actors.protocol import (
     store,
     subscriptions,
     takeover,
+    thinning,
     writer,
 )
 from trilogue.actors.protocol.frames import HEADER_BYTES, decode_frame, encode_frame
 from trilogue.actors.protocol.holdings import Fence, PartitionState
 from trilogue.actors.protocol.log import UNKNOWN, LogWriter
-from trilogue.actors.protocol.messages import ALIAS
+from trilogue.actors.protocol.messages import ALIAS, GONE, pack_records
 from trilogue.actors.protocol.replication import AskFence, AskJoin, CompareAndSet, Filled, Frame, StoreLost, Tick
 from trilogue.actors.protocol.sequencer import Sequencer
 from trilogue.actors.protocol.session_states import SessionState, SessionStates
@@ -626,6 +628,60 @@ def _given_up_in_memory(self: Any, lane: Any, n: int, tell: Any) -> None:
     tell(None)
 
 
+# ---------------------------------------------------------------------- what is trimmed
+
+
+def _one_too_many(self: Any, gone: Any = PartitionIndex.gone) -> Any:
+    is_gone = gone(self)
+    return lambda index, item: is_gone(index, [*item[:7], item[7][:-1], *item[8:]])
+
+
+def _without_numbers(frame: bytes, is_gone: Any, keys_from_us: int, real: Any = thinning.thinned) -> bytes:
+    left: bytes = real(frame, is_gone, keys_from_us)
+    return real(frame, is_gone, keys_from_us) if left is frame else _only(left, lambda item: item[0] != GONE)
+
+
+def _only(thin: bytes, keep: Callable[[Any], bool]) -> bytes:
+    """A thin frame with some of its records."""
+    items = [item for item, _, _ in thinning.items_of(thin) if keep(item)]
+    return thinning._encode(
+        thin[HEADER_BYTES : 2 * HEADER_BYTES], thin[HEADER_BYTES : 2 * HEADER_BYTES] + pack_records(items), 0, 0
+    )
+
+
+def _without_keys_of_gone(frame: bytes, is_gone: Any, keys_from_us: int, real: Any = thinning.thinned) -> bytes:
+    left: bytes = real(frame, is_gone, 1 << 62)
+    return left
+
+
+def _flush_without_trims(self: Any, partition: int, recent: Any, flush: Any = Segments.flush) -> Any:
+    recent.trims = {}
+    return flush(self, partition, recent)
+
+
+def _floor_left(self: Any, leave: Any = PartitionIndex.leave) -> Any:
+    leaving = leave(self)
+    self.recent.floor = 0
+    return leaving
+
+
+def _from_what_is_left(self: Any, session: str, after: int, *rest: Any, runs: Any = PartitionIndex.runs) -> Any:
+    found = runs(self, session, after, *rest)
+    return runs(self, session, found - 1, *rest) if isinstance(found, int) else found
+
+
+def _told_at_once(self: Any, record: Any, then: Callable[[], None] = lambda: None, note: Any = Serving.note) -> None:
+    note(self, record)
+    then()
+
+
+def _leap_over_what_is_gone(self: Any, session: str, after: int, first_available: int) -> list[Any]:
+    for place in self._pages.get((session, after), []):
+        place.at = first_available - 1
+    effects: list[Any] = self.handle(subscriptions.PageRead(session, after, [], first_available))
+    return effects
+
+
 LOG_MODEL: dict[str, Bug] = {
     "commit_during_cas": Bug(
         "commits on the old ensemble while the ensemble's compare-and-set is in flight",
@@ -938,6 +994,37 @@ OWN: dict[str, Bug] = {
     ),
     "key_left_behind": Bug(
         "the outbox's file keeps messages without their keys", [(FileOutbox, "_begin", _without_keys)], "keys", 50
+    ),
+    "thin_without_asking": Bug(
+        "a store lets the bodies of all committed messages go",
+        [(PartitionIndex, "gone", lambda self: lambda frame_index, item: True)],
+        "trims",
+        20,
+    ),
+    "thin_one_too_many": Bug(
+        "the last message that is left is gone, too", [(PartitionIndex, "gone", _one_too_many)], "trims", 20
+    ),
+    "numbers_go_too": Bug(
+        "of what is gone a store does not even keep the numbers", [(thinning, "thinned", _without_numbers)], "trims", 50
+    ),
+    "keys_go_too": Bug(
+        "keys go with their messages, though they are honoured", [(thinning, "thinned", _without_keys_of_gone)], "trims", 200
+    ),
+    "trims_in_memory": Bug("trims are not written to the catalogue", [(Segments, "flush", _flush_without_trims)], "trims", 50),
+    "floor_in_memory": Bug(
+        "a floor is forgotten when the index is written", [(PartitionIndex, "leave", _floor_left)], "trims", 50
+    ),
+    "silent_hole": Bug(
+        "a page that was trimmed begins with what is left", [(PartitionIndex, "runs", _from_what_is_left)], "trims", 20
+    ),
+    "trimmed_when_numbered": Bug(
+        "a trim is answered before it is committed", [(Serving, "note", _told_at_once)], "trims", 100, glue=True
+    ),
+    "subscription_leaps": Bug(
+        "a subscription goes on behind what was trimmed, without a word",
+        [(Subscriptions, "_on_gone", _leap_over_what_is_gone)],
+        "trims",
+        20,
     ),
     "no_pace": Bug("connects again at once, for ever", [(Pace, "wait_s", lambda self, now: 0.0)], "weather", 50),
     "oldest_is_meant": Bug("takes any ack for the oldest message's", [(Answers, "acked", _oldest_is_meant)], "mixed", 200),

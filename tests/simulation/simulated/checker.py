@@ -3,7 +3,7 @@
 Owns the meaning of G2–G7 and G9–G11 for a history. It shares no code with what it judges: it has its own reader of frames. An
 anomaly is a line that begins with its kind: lost, duplicated, reordered, gap, sender order, real time, two answers, readers,
 given up, resurrected, hammers, key twice, key lost, alias, pushed, heads, skipped, twice, behind, disagree, forgotten, refused,
-damaged, stuck. (``witness`` adds: not held, two commits, deposed, junk.)
+damaged, stuck, gone, trimmed, untrimmed, hole, begins. (``witness`` adds: not held, two commits, deposed, junk.)
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from typing import Any, NamedTuple
 import msgpack
 
 BODY_BYTES_MAX = 64
+NO_FACTS = {
+    "opened", "followed", "subscribed", "pushed", "heads", "begun", "answered",
+    "trim", "trim_done", "trimmed", "page", "begins",
+}  # fmt: skip
+HEADER = "<IBBHQIQQIIIQII"
+THIN = 32  # the flag of a frame of which something is gone
 
 
 KEY_HONOURED_US = 600_000
@@ -27,7 +33,7 @@ class Placed(NamedTuple):
     seq: int
     sender_id: str
     n: int
-    body: bytes
+    body: bytes | None  # None: gone
 
 
 class Log(NamedTuple):
@@ -38,28 +44,58 @@ class Log(NamedTuple):
     aliases: dict[tuple[str, str, int], int]
     wrong: list[str]
     keys: dict[tuple[str, str, int], str]  # of the messages that have one, by number
+    old: set[tuple[str, str, int]]  # numbers of what is gone, whose keys need not be kept any more
+    begins: dict[str, int]  # session -> the first of its messages that is not trimmed, or would be the next
 
 
 def read_log(frames: list[bytes]) -> Log:
     """The messages of a log, the numbers that are none, and what is wrong with its bytes or its keys."""
-    log = Log([], set(), {}, [], {})
-    placed, skipped, aliases, wrong, its_key = log
+    log = Log([], set(), {}, [], {}, set(), {})
+    placed, skipped, aliases, wrong, its_key, _, begins = log
+    gone_at: dict[tuple[str, str, int], int] = {}
+    now_us = 0
+    runs: dict[str, list[tuple[int, int, int, bool]]] = {}  # session -> frame, first seq, last seq, gone
+    before_seq: dict[str, int] = {}
+    gone_upto: dict[str, int] = {}  # of such messages, keys whose time is over are not kept
+    floor = 0
     keys: dict[tuple[str, str], tuple[int, int]] = {}  # the newest message that has it: seq, time
     times: dict[tuple[str, int], int] = {}  # of each message that has a key
     before = 0
     for index, frame in enumerate(frames, 1):
-        fields = struct.unpack_from("<IBBHQIQQIIIQII", frame)
-        own_index, prev_crc, payload_bytes, payload_crc, header_crc = fields[7], fields[8], fields[10], fields[12], fields[13]
-        payload = frame[64 : 64 + payload_bytes]
-        if own_index != index or prev_crc != before or zlib.crc32(frame[:60]) != header_crc:
+        outer = struct.unpack_from(HEADER, frame)
+        payload = frame[64 : 64 + outer[10]]
+        if zlib.crc32(frame[:60]) != outer[13] or zlib.crc32(payload) != outer[12]:
+            wrong.append(f"damaged: frame {index}'s bytes")
+        thin = outer[3] == THIN
+        head, payload = (payload[:64], payload[64:]) if thin else (frame[:64], payload)
+        fields = struct.unpack_from(HEADER, head)
+        own_index, prev_crc, header_crc = fields[7], fields[8], fields[13]
+        if own_index != index or prev_crc != before or zlib.crc32(head[:60]) != header_crc:
             wrong.append(f"damaged: frame {index} does not chain")
-        if zlib.crc32(payload) != payload_crc:
-            wrong.append(f"damaged: frame {index}'s payload")
         before = header_crc
         for record in msgpack.unpackb(payload):
-            if record[0] in (1, 6):
+            if record[0] == 4:
+                floor = max(floor, record[1])
+                if record[1] >= index:
+                    wrong.append(f"trimmed: frame {index} lets frame {record[1]} go")
+            elif record[0] == 5:
+                before_seq[record[1]] = max(record[2], before_seq.get(record[1], 1))
+            elif record[0] == 7:
+                _, session, sender_id, first_n, first_seq, now_us, count, keyed = record
+                if not thin:
+                    wrong.append(f"gone: frame {index} is whole, and lacks {first_seq} of {session}")
+                placed += [Placed(session, first_seq + k, sender_id, first_n + k, None) for k in range(count)]
+                runs.setdefault(session, []).append((index, first_seq, first_seq + count - 1, True))
+                gone_upto[session] = first_seq + count - 1
+                gone_at |= {(session, sender_id, first_n + k): now_us for k in range(count)}
+                for k, key, _ in keyed:
+                    its_key[session, sender_id, first_n + k] = key
+                    keys[session, key] = first_seq + k, now_us
+                    times[session, first_seq + k] = now_us
+            elif record[0] in (1, 6):
                 _, session, sender_id, first_n, first_seq, now_us, _, bodies, *its_keys = record
                 placed += [Placed(session, first_seq + k, sender_id, first_n + k, body) for k, body in enumerate(bodies)]
+                runs.setdefault(session, []).append((index, first_seq, first_seq + len(bodies) - 1, False))
                 for k, key in enumerate(its_keys[0] if its_keys else ()):
                     seq, before_us = keys.get((session, key), (0, 0))
                     if key is not None and seq and now_us - before_us < KEY_HONOURED_US:
@@ -72,23 +108,47 @@ def read_log(frames: list[bytes]) -> Log:
                 _, session, sender_id, n, seq, now_us, _ = record
                 if (session, sender_id, n) in aliases:
                     wrong.append(f"duplicated: {session} {sender_id} {n} stands for two")
-                if now_us - times.get((session, seq), -KEY_HONOURED_US) >= KEY_HONOURED_US:
+                honoured = now_us - times.get((session, seq), -KEY_HONOURED_US) < KEY_HONOURED_US
+                if not honoured and seq > gone_upto.get(session, 0):
                     wrong.append(f"alias: {n} of {sender_id} stands for {seq} of {session}, whose key is not honoured")
                 aliases[session, sender_id, n] = seq
             else:
                 skipped.add((record[1], record[2], record[3]))
+    log.old.update(number for number, stored_us in gone_at.items() if now_us - stored_us >= KEY_HONOURED_US)
+    for session, its_runs in runs.items():
+        trim = before_seq.get(session, 1)
+        for index, first, last, gone in its_runs:
+            if gone and index > floor and last >= trim:
+                wrong.append(
+                    f"gone: {first} of {session} in frame {index}: it is trimmed below {trim}, and up to frame {floor}"
+                )
+        kept = [first for index, first, _, _ in its_runs if index > floor]
+        begins[session] = max(trim, kept[0] if kept else its_runs[-1][2] + 1)
     return log
+
+
+def together(logs: list[list[bytes]]) -> list[bytes]:
+    """The frames of the longest log, each as whole as any store has it."""
+    longest = max(logs, key=len)
+    return [max((log[k] for log in logs if k < len(log)), key=len) for k in range(len(longest))]
+
+
+def _its_crc(frame: bytes) -> bytes:
+    return frame[124:128] if frame[6] == THIN else frame[60:64]
 
 
 def judge(history: list[tuple[Any, ...]], logs: dict[str, list[bytes]], still_unacked: int) -> list[str]:
     """Every anomaly, worst first; an empty list is a pass."""
     found: list[str] = []
     name, frames = max(logs.items(), key=lambda item: len(item[1]))
+    crcs = [*map(_its_crc, frames)]
     for other, theirs in logs.items():
-        if theirs != frames[: len(theirs)] or len(frames) - len(theirs) > 1:
+        if [*map(_its_crc, theirs)] != crcs[: len(theirs)] or len(frames) - len(theirs) > 1:
             found.append(f"disagree: {other} holds another log than {name}")
-    log = read_log(frames)
-    placed, skipped, aliases, wrong, _ = log
+        its = read_log(theirs)
+        found += [f"{one} ({other})" for one in [*its.wrong, *_judge_keys(history, its)]]
+    log = read_log(together([*logs.values()]))
+    placed, skipped, aliases, wrong, _, _, begins = log
     found += wrong
     by_number: dict[tuple[str, str, int], Placed] = {}
     by_seq: dict[tuple[str, int], Placed] = {}
@@ -107,7 +167,8 @@ def judge(history: list[tuple[Any, ...]], logs: dict[str, list[bytes]], still_un
             found.append(f"sender order: {number} after {last_n[key]}")
         last_n[key] = message.n
     found += _judge_facts(history, by_number, by_seq, log)
-    found += _judge_readers(history, last_seq)
+    found += _judge_readers(history, last_seq, begins)
+    found += _judge_trims(history, log)
     found += _judge_real_time(history, by_number)
     found += _judge_attempts(history)
     if still_unacked:
@@ -126,18 +187,14 @@ def _judge_facts(
     bodies: dict[tuple[str, str, int], bytes] = {}
     skipped, aliases = log.skipped, log.aliases
     may_end: set[tuple[str, str, int]] = set()  # it had a deadline, or was cancelled
-    keyed: dict[tuple[str, str, int], str] = {}
     given_up: set[tuple[str, str, int]] = set()  # its sender was told so
     for kind, _, *fact in history:
         if kind == "handed":
             sender_id, session, n, body = fact
             bodies[session, sender_id, n] = body
             may_end.discard((session, sender_id, n))
-            keyed.pop((session, sender_id, n), None)
         elif kind == "keyed":
-            number = (fact[1], fact[0], fact[2])
-            may_end.add(number)  # another message may have its key
-            keyed[number] = fact[3]
+            may_end.add((fact[1], fact[0], fact[2]))  # another message may have its key
         elif kind == "key_taken":
             number = (fact[1], fact[0], fact[2])
             if number in by_number or number not in may_end:
@@ -163,17 +220,18 @@ def _judge_facts(
                     found.append(f"lost: {number} was answered with a skip")
             elif number in aliases:
                 original = by_seq.get((session, seq))
-                if aliases[number] != seq or original is None or original.body != bodies[number]:
+                if aliases[number] != seq or original is None or original.body not in (None, bodies[number]):
                     found.append(f"alias: {number} was acked at {seq}, and stands for {aliases[number]}")
             elif there is None:
                 found.append(f"lost: {number} was acked at {seq}")
             elif there.seq != seq:
                 found.append(f"two answers: {number} was acked at {seq} and is at {there.seq}")
-            elif there.body != bodies[number]:
+            elif there.body not in (None, bodies[number]):
                 found.append(f"reordered: {number} has another body at {seq}")
         elif kind in ("read", "delivered"):
             _, session, seq, sender_id, n, body = fact
-            if by_seq.get((session, seq)) != (session, seq, sender_id, n, body):
+            stands = by_seq.get((session, seq), Placed(session, 0, "", 0, b""))
+            if stands[:4] != (session, seq, sender_id, n) or stands.body not in (None, body):
                 found.append(f"readers: {session} {seq} was read as {sender_id} {n}")
         elif kind == "too_large" or (kind == "refused" and len(bodies[fact[1], fact[0], fact[2]]) > BODY_BYTES_MAX):
             sender_id, session, n, _text = fact
@@ -186,15 +244,43 @@ def _judge_facts(
             number = (session, sender_id, n)
             if number not in by_number and number not in skipped and number not in aliases:
                 found.append(f"lost: {fact} was saved in the outbox")
-        elif kind not in ("opened", "followed", "subscribed", "pushed", "heads", "begun", "answered"):
+        elif kind not in NO_FACTS:
             found.append(f"{kind}: {fact}")
-    with_keys = {number: key for number, key in keyed.items() if number in by_number}
-    found += [f"key lost: {number} is stored without {key}" for number, key in with_keys.items() if log.keys.get(number) != key]
     found += [f"lost: {number} is in the log and was never handed over" for number in by_number if number not in bodies]
     return found
 
 
-def _judge_readers(history: list[tuple[Any, ...]], last_seq: dict[str, int]) -> list[str]:
+def _judge_keys(history: list[tuple[Any, ...]], log: Log) -> list[str]:
+    """What was handed over with a key has it in the log, for as long as it is honoured."""
+    keyed: dict[tuple[str, str, int], str] = {}
+    for kind, _, *fact in history:
+        if kind == "handed":
+            keyed.pop((fact[1], fact[0], fact[2]), None)
+        elif kind == "keyed":
+            keyed[fact[1], fact[0], fact[2]] = fact[3]
+    there = {(one.session, one.sender_id, one.n) for one in log.placed} - log.old
+    without = [number for number in keyed.keys() & there if log.keys.get(number) != keyed[number]]
+    return [f"key lost: {number} is stored without {keyed[number]}" for number in sorted(without)]
+
+
+def _judge_trims(history: list[tuple[Any, ...]], log: Log) -> list[str]:
+    """What readers are told is gone is gone, and nothing else is; what was trimmed stays so."""
+    found: list[str] = []
+    for kind, _, *fact in history:
+        if kind == "page":
+            name, session, after, first, trimmed = fact
+            if not trimmed and first != after + 1:
+                found.append(f"hole: {name} asked for what follows {after} of {session}, and got {first}")
+            elif trimmed and not after + 1 < first <= log.begins.get(session, 1):
+                found.append(f"trimmed: {name} was told that {session} begins at {first}, asking after {after}")
+        elif kind == "trim_done" and fact[1] > log.begins.get(fact[0], 1):
+            found.append(f"untrimmed: {fact[0]} was trimmed below {fact[1]}, and begins at {log.begins.get(fact[0], 1)}")
+        elif kind == "begins" and fact[1] != log.begins.get(fact[0], 1):
+            found.append(f"begins: {fact[0]} is said to begin at {fact[1]}, and begins at {log.begins.get(fact[0], 1)}")
+    return found
+
+
+def _judge_readers(history: list[tuple[Any, ...]], last_seq: dict[str, int], begins: dict[str, int]) -> list[str]:
     """Each reader gets each seq once, in order (G7); after a crash it goes on where its cursor stood, and misses nothing."""
     found: list[str] = []
     at: dict[tuple[str, str], int] = {}
@@ -225,6 +311,14 @@ def _judge_readers(history: list[tuple[Any, ...]], last_seq: dict[str, int]) -> 
                 found.append(f"{'skipped' if seq > before else 'twice'}: {name} was given {seq} of {session} after {before}")
             at[name, session] = seq
             reached[name, session] = max(seq, reached.get((name, session), 0))
+        elif kind == "trimmed":
+            name, session, first = fact
+            if not at[name, session] + 1 < first <= begins.get(session, 1):
+                found.append(
+                    f"trimmed: {name} was told that {session} begins at {first}, and had read up to {at[name, session]}"
+                )
+            at[name, session] = first - 1
+            reached[name, session] = max(first - 1, reached.get((name, session), 0))
         elif kind == "heads":
             name, session, acked, head = fact
             if not acked <= head <= last_seq.get(session, 0):

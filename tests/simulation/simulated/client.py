@@ -360,7 +360,27 @@ class ClientProcess(Process):
                     group.outstanding -= sum(len(run.bodies) for run in runs)
                     self._arrived(reader, runs)
                 self.world.count("client: a delivery for several readers" if len(numbers) > 1 else "client: a delivery")
+            case [Say.ENDED, number, _, _, session, first_available]:
+                for group in [group for group in self.groups if group.number == number]:
+                    group.number = 0
+                    self._trimmed(group.readers[session], first_available)
+                    self._subscribe_all()
         self._pump()
+
+    def _trimmed(self, reader: Reader, first_available: int) -> None:
+        """What it needs next is gone: the program hears it behind what it was given, and goes on where the rest begins."""
+        self._take(reader)
+        if first_available <= reader.inbox.at + 1:
+            return
+        self.world.count("client: a reader was told of a trim")
+        fact = reader.name, reader.session, first_available
+        self.world.history.append(("trimmed", self.world.now, *fact))
+        reader.inbox = Inbox(first_available - 1, CREDIT)
+        self.world.at(self.world.rng.randrange(0, 4), self, partial(self._move_cursor, reader, first_available - 1))
+        if reader.group.number and self.link is not None:
+            self.link.send(self, [Say.UNSUBSCRIBE, reader.group.number])
+        reader.group.number = 0
+        self._subscribe_all()
 
     def _note_acks(self, runs: list[Any]) -> None:
         """What a SessionActor says is judged whatever the client makes of it."""
@@ -417,10 +437,16 @@ class ClientProcess(Process):
         if link is None or reader.asking or not self.flow.is_open:
             return
         reader.asking = True
+        asked_at = reader.inbox.at if after == reader.inbox.at else -1
 
         def then(answer: Any) -> None:
             reader.asking = False
-            if answer is not None and answer[0] == 0:
+            if answer is None or answer[0]:
+                return
+            if isinstance(answer[1][0], int):
+                if reader.inbox.at == asked_at:
+                    self._trimmed(reader, answer[1][0])
+            else:
                 self._arrived(reader, runs_of(reader.session, answer[1][0]))
 
         link.request(self, Say.HISTORY, reader.session, after, limit, then=then)
@@ -460,17 +486,52 @@ class ClientProcess(Process):
         link = self.link
         if link is None or not self.flow.is_open:
             return
-        session = dice.choice(self.sessions)
+        session, after = dice.choice(self.sessions), dice.randrange(0, 30)
 
         def then(answer: Any) -> None:
-            for run in answer[1][0] if answer is not None and answer[0] == 0 else []:
+            if answer is None or answer[0]:
+                return
+            page = answer[1][0]
+            first = page if isinstance(page, int) else page[0][4] if page else after + 1
+            self.world.history.append(("page", self.world.now, self.name, session, after, first, isinstance(page, int)))
+            for run in page if isinstance(page, list) else []:
                 _, name, sender_id, first_n, first_seq, _, _, bodies = run
                 for k, body in enumerate(bodies):
                     self.world.history.append(
                         ("read", self.world.now, self.name, name, first_seq + k, sender_id, first_n + k, body)
                     )
 
-        link.request(self, Say.HISTORY, session, dice.randrange(0, 30), dice.randrange(1, 8), then=then)
+        link.request(self, Say.HISTORY, session, after, dice.randrange(1, 8), then=then)
+
+    def trim_one(self, dice: Random) -> None:
+        """The program lets old messages of a session go."""
+        link = self.link
+        if link is None or not self.flow.is_open:
+            return
+        session = dice.choice(self.sessions)
+        before = dice.randrange(1, max(2, self.acked_here.get(session, 0) + 2))
+        self.world.history.append(("trim", self.world.now, session, before))
+
+        def then(answer: Any) -> None:
+            if answer is not None and answer[0] == 0:
+                self.world.count("client: a trim was answered")
+                self.world.history.append(("trim_done", self.world.now, session, before))
+
+        link.request(self, Say.TRIM, session, before, then=then)
+
+    def ask_where_it_begins(self, session: str) -> None:
+        """Everything is over: which is the first message of a session that is there?"""
+        link = self.link
+        if link is None or not self.flow.is_open:
+            return
+
+        def then(answer: Any) -> None:
+            if answer is not None and answer[0] == 0:
+                page, head = answer[1]
+                first = page if isinstance(page, int) else page[0][4] if page else head + 1
+                self.world.history.append(("begins", self.world.now, session, first))
+
+        link.request(self, Say.HISTORY, session, 0, 1, then=then)
 
     def ask_for_heads(self, dice: Random) -> None:
         """How far its sessions are, and some of which nobody has heard."""

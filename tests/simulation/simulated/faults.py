@@ -17,6 +17,7 @@ from simulated.store import INCARNATION, Disk, StoreProcess
 from simulated.supervisor import SupervisorProcess
 from simulated.weather import Weather
 from trilogue.actors.protocol.ensemble import Wish
+from trilogue.actors.protocol.messages import FLOOR, Floor
 
 PROCESSES_MAX = 14
 
@@ -63,6 +64,14 @@ class Faults(Clockwork):
     def spares(self) -> list[SessionProcess]:
         """The processes that own nothing."""
         return [session for session in self.sessions if session.alive and session.machine is None and not session.paused]
+
+    def let_old_ones_go(self) -> None:
+        """An owner's policy lets frames go that are committed."""
+        owner = self._pick([one for one in self.owners if one.open and not one.paused])
+        if owner is not None and owner.log.committed:
+            upto = self.dice.randrange(1, owner.log.committed + 1)
+            self.count("owner: a floor was logged")
+            owner.note(Floor(FLOOR, upto, owner._wall_clock_us()))
 
     def _pick(self, those: list[Any]) -> Any:
         return self.dice.choice(those) if those else None
@@ -507,6 +516,8 @@ def _superseding(disk: Disk) -> int:
     """Where the first frame of a journal lies that superseded another one; -1 if none does."""
     seen: dict[bytes, Any] = {}
     for at, entry in enumerate(disk.entries):
-        if isinstance(entry, bytes) and seen.setdefault(entry[28:36], entry) != entry:
-            return at
+        if isinstance(entry, bytes):
+            head = entry[64:] if entry[6] == 32 else entry  # of a thin frame
+            if seen.setdefault(head[28:36], head[60:64]) != head[60:64]:
+                return at
     return -1

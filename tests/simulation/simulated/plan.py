@@ -56,6 +56,11 @@ PROFILES: dict[str, dict[str, int]] = {
         "crash_an_owner": 4, "crash_a_busy_owner": 2, "order_another_writer": 2, "crash_a_client": 3, "cut_a_link": 3,
         "half_open_link": 2, "crash_everything": 2, "jump_a_clock": 2, "crash_a_store": 2, "stall_a_link": 1,
     },
+    "trims": {
+        "let_old_ones_go": 6, "crash_an_owner": 3, "crash_a_busy_owner": 2, "order_another_writer": 2, "crash_a_store": 3,
+        "empty_a_store": 3, "damage_a_store": 2, "take_out_a_store": 2, "crash_everything": 2, "cut_a_link": 2,
+        "crash_a_client": 3, "pause_a_store": 1,
+    },
     "readers": {"cut_a_link": 4, "crash_a_client": 4, "order_another_writer": 1, "crash_an_owner": 2, "half_open_link": 2},
 }  # fmt: skip
 """What a story is mostly about: how often each fault is chosen."""
@@ -105,6 +110,11 @@ def make_plan(seed: int, profile: str, clients: list[str]) -> list[Step]:
             for _ in range(rng.randrange(8, 20)):
                 when = rng.randrange(0, FAULTS_END_MS)
                 drawn += [(when, "hand_over_with_a_key", client)] * rng.choice((1, 1, 2, 5))
+    if profile == "trims":
+        for client in clients:
+            drawn += [(rng.randrange(0, FAULTS_END_MS), "trim_one", client) for _ in range(rng.randrange(2, 8))]
+            drawn += [(rng.randrange(0, FAULTS_END_MS), "hand_over_with_a_key", client) for _ in range(rng.randrange(0, 8))]
+            drawn += [(rng.randrange(0, FAULTS_END_MS), "retry_an_old_one", client) for _ in range(rng.randrange(2, 12))]
     weights = PROFILES[profile]
     faults = rng.choices(list(weights), list(weights.values()), k=rng.randrange(3, 14))
     drawn += [(rng.randrange(0, FAULTS_END_MS), fault, "") for fault in faults]

@@ -15,15 +15,17 @@ from simulated.store import PARTITION
 from trilogue.actors.protocol import subscriptions
 from trilogue.actors.protocol.keys import KnownKey
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.messages import Run, unpack_record
+from trilogue.actors.protocol.messages import TRIM, Floor, Run, Trim, unpack_record
 from trilogue.actors.protocol.replication import NotStored, Stored
 from trilogue.actors.protocol.sequencer import Sequencer
 from trilogue.actors.protocol.submissions import (
     Answered,
+    Done,
     GivenUp,
     Loaded,
     LookedUp,
     LookUp,
+    Noted,
     Readable,
     Recall,
     Recalled,
@@ -34,7 +36,7 @@ from trilogue.actors.protocol.submissions import (
     Wanted,
     check_runs,
 )
-from trilogue.actors.protocol.subscriptions import Credited, Deliver, ReadPage, Subscribed, Subscriptions
+from trilogue.actors.protocol.subscriptions import Credited, Deliver, End, ReadPage, Subscribed, Subscriptions
 from trilogue.actors.protocol.vocabulary import Code, Say
 
 AGAIN_MS = 20
@@ -156,6 +158,8 @@ class Serving(Process):
                 reply("not open", Code.UNAVAILABLE)
             case Say.HISTORY, [session, after, limit]:
                 self._want([session], lambda heads: self._history(reply, session, after, limit, heads))
+            case Say.TRIM, [session, before]:
+                self._want([session], lambda heads: self._trim(reply, session, before, heads))
             case Say.HEADS, [sessions]:
                 self._want(
                     sessions, lambda heads: reply(heads, 0) if heads is not None else reply("no store", Code.UNAVAILABLE)
@@ -184,6 +188,19 @@ class Serving(Process):
 
         self._ask(then, Say.RUNS, PARTITION, self.readable_upto(), session, after, min(limit, head - after))
 
+    def _trim(self, reply: Callable[..., None], session: str, before: int, heads: list[int] | None) -> None:
+        if heads is None:
+            reply("no store answers", Code.UNAVAILABLE)
+        elif not 0 < before <= heads[0] + 1:
+            reply(f"it has {heads[0]} messages", Code.INVALID_RANGE)
+        else:
+            self.note(Trim(TRIM, session, before, self._wall_clock_us()), lambda: reply(before))
+
+    def note(self, record: Trim | Floor, then: Callable[[], None] = lambda: None) -> None:
+        """Put it into the log."""
+        self._decide(Noted(then, record))
+        self._plan_cut()
+
     def _subscribe(self, link: Link, reply: Callable[..., None], wish: Subscribed, heads: list[int] | None) -> None:
         if heads is None or not self.subscriptions.has(link, wish.subscription):
             self.subscriptions.refused(link, wish.subscription)
@@ -195,7 +212,12 @@ class Serving(Process):
 
     def _tell(self, effects: list[Any]) -> None:
         for effect in effects:
-            if isinstance(effect, Deliver):
+            if isinstance(effect, End):
+                self.world.count("serving: a subscription ended at a trim")
+                over: Any = effect.source
+                ended = effect.subscription, Code.TRIMMED, "it was trimmed", effect.session, effect.first_available
+                over.send(self, [Say.ENDED, *ended])
+            elif isinstance(effect, Deliver):
                 link: Any = effect.source
                 link.send(self, [Say.DELIVER, effect.subscriptions, effect.runs])
                 if self.world.rng.random() < FULL_SOCKETS:
@@ -220,6 +242,9 @@ class Serving(Process):
         def then(page: Any) -> None:
             if page is None:
                 self.world.at(AGAIN_MS, self, self._read_page, order)
+                return
+            if isinstance(page, int):
+                self._tell(self.subscriptions.handle(subscriptions.PageGone(session, after, page)))
                 return
             runs = [run for run in map(unpack_record, page) if isinstance(run, Run)]
             self._want([session], partial(ended, runs))
@@ -299,6 +324,8 @@ class Serving(Process):
                     self._look_up(effect)
                 case Loaded(waiter, heads):
                     waiter(heads)
+                case Done(waiter):
+                    waiter()
 
     def _answer(self, source: Any, message: list[Any]) -> None:
         source.send(self, message)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from itertools import count
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from simulated.clockwork import Link, Process
 from trilogue.actors.index.catalogue import Catalogue
-from trilogue.actors.index.entries import Place
+from trilogue.actors.index.entries import Place, sender_crc
 from trilogue.actors.index.keeper import IndexKeeper
-from trilogue.actors.protocol.frames import decode_frame
+from trilogue.actors.protocol import thinning
 from trilogue.actors.protocol.holdings import Fence, Interval
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.store import (
@@ -30,6 +31,7 @@ from trilogue.actors.protocol.store import (
     WriteJoin,
 )
 from trilogue.actors.protocol.submissions import Question
+from trilogue.actors.protocol.thinning import find_record, header_of
 from trilogue.actors.protocol.vocabulary import Code, Say
 
 PARTITION = 0
@@ -144,7 +146,13 @@ class StoreProcess(Process):
         for entry in disk.entries:
             self._replay(entry)
         self._last_written = self.frames.last_index
+        if world.profile == "trims":
+            self._thin_soon()
         world.note("store up", name, disk.incarnation, len(disk.entries))
+
+    def _thin_soon(self) -> None:
+        self.thin()
+        self.world.at(self.world.rng.randrange(20, 200), self, self._thin_soon)
 
     @property
     def identity(self) -> tuple[str, int]:
@@ -156,11 +164,11 @@ class StoreProcess(Process):
 
     def _replay(self, entry: Entry) -> None:
         if isinstance(entry, bytes):
-            header = decode_frame(entry, self.limits.frame_bytes_max)
+            header = header_of(entry, self.limits.frame_bytes_max)
             self.state.replay_frame(header)
             self.frames.take(header.index, entry)
         elif isinstance(entry, Fill):
-            header = decode_frame(entry.frame, self.limits.frame_bytes_max)
+            header = header_of(entry.frame, self.limits.frame_bytes_max)
             self.state.replay_fill(header)
             self.frames.fill(header.index, entry.frame, self._base)
         elif isinstance(entry, Join):
@@ -327,8 +335,33 @@ class StoreProcess(Process):
     def _crc_at(self, _: int, index: int) -> int | None:
         return self.state.partition(PARTITION).crc_at(index)
 
-    def _record(self, _: str, place: Place) -> bytes:
-        return self.frames.by_index[place.frame_index][place.offset : place.offset + place.size]
+    def _record(self, session: str, place: Place) -> bytes:
+        frame = self.frames.by_index[place.frame_index]
+        record = frame[place.offset : place.offset + place.size]
+        if len(record) == place.size and crc32(record) == place.crc:
+            return record
+        found = find_record(frame, session, place.sender, place.first_n, sender_crc)
+        assert found is not None, "an entry leads nowhere"
+        return found
+
+    def thin(self) -> None:
+        """Leave of the frames that are on disk, and in the index, what is not gone; each in one step, as a file is renamed."""
+        index = self.indexes.indexes.get(PARTITION)
+        if index is None or not self.alive:
+            return
+        is_gone = index.gone()
+        keys_from_us = index.recent.last_stored_at_us - self.limits.key_honoured_ms * 1000
+        for frame_index, frame in list(self.frames.by_index.items()):
+            if not self._base <= frame_index <= index.upto:
+                continue
+            left = thinning.thinned(frame, lambda item, at=frame_index: is_gone(at, item), keys_from_us)
+            for at, entry in enumerate(self.disk.entries):
+                if entry is frame or (isinstance(entry, Fill) and entry.frame is frame):
+                    if left is not frame:
+                        self.world.count("store: a frame became thin")
+                        self.disk.entries[at] = left if entry is frame else Fill(left)
+                        self.frames.by_index[frame_index] = left
+                    break
 
     def on_closed(self, link: Link) -> None:
         """Nothing depends on it: a writer comes back by itself."""

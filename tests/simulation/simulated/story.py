@@ -23,13 +23,13 @@ from simulated.session import SessionProcess
 from simulated.store import Disk, Fill, Join, StoreProcess
 from simulated.supervisor import SupervisorProcess
 from simulated.weather import Weather
-from simulated.witness import Witness
+from simulated.witness import Witness, crc_of
 from trilogue.actors.protocol.ensemble import Wish
 from trilogue.actors.protocol.errors import ProtocolError
-from trilogue.actors.protocol.frames import decode_frame, payload_of
 from trilogue.actors.protocol.invariants import InvariantBroken
 from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import ALIAS, keys_of, unpack_items
+from trilogue.actors.protocol.thinning import payload_of_records
 
 STORES = ("store-1", "store-2", "store-3", "store-4")
 SESSIONS = ("session-0", "session-1")
@@ -215,7 +215,7 @@ class Story(Faults):
     def _count_keys(self, log: list[bytes]) -> None:
         keys: set[tuple[str, str]] = set()
         for frame in log:
-            for item in unpack_items(payload_of(frame, decode_frame(frame, 1 << 30))):
+            for item in unpack_items(payload_of_records(frame)):
                 if item[0] == ALIAS:
                     self.count("keys: a number stands for an earlier message")
                 for key in keys_of(item):
@@ -284,6 +284,10 @@ class Story(Faults):
                 client.settle()
             self.run_until(self.now + 50)
         for client in self.clients:
+            for session in client.sessions:
+                client.ask_where_it_begins(session)
+        self.run_until(self.now + 100)
+        for client in self.clients:
             client.settle()
             for reader in client.readers:
                 self.history.append(("followed", self.now, reader.name, reader.session, reader.inbox.at))
@@ -306,25 +310,18 @@ def chain_of(disk: Disk) -> list[bytes]:
     def back(crc: int) -> Iterator[bytes]:
         while (frame := by_crc.get(crc)) is not None:
             yield frame
-            crc = _number(frame, 36, 4)
+            at = 36 if frame[6] != 32 else 64 + 36  # a thin frame has the whole one's header behind its own
+            crc = int.from_bytes(frame[at : at + 4], "little")
 
     for entry in disk.entries:
         if isinstance(entry, bytes):
-            end = _crc(entry)
+            end = crc_of(entry)
             by_crc[end] = entry
         elif isinstance(entry, Fill):
-            by_crc[_crc(entry.frame)] = entry.frame
-        elif isinstance(entry, Join) and all(_crc(frame) != entry.prev_crc for frame in back(end)):
+            by_crc[crc_of(entry.frame)] = entry.frame
+        elif isinstance(entry, Join) and all(crc_of(frame) != entry.prev_crc for frame in back(end)):
             end = entry.prev_crc
     return list(back(end))[::-1]
-
-
-def _number(frame: bytes, at: int, size: int = 8) -> int:
-    return int.from_bytes(frame[at : at + size], "little")
-
-
-def _crc(frame: bytes) -> int:
-    return int.from_bytes(frame[60:64], "little")
 
 
 def play(seed: int, profile: str = "", keep_trace: bool = False, only: Collection[int] | None = None) -> Outcome:

@@ -11,6 +11,12 @@ from typing import Any
 Frame = tuple[int, int]  # epoch, CRC
 
 
+def crc_of(frame: bytes) -> int:
+    """The CRC of a frame's header; a thin one has it behind its own."""
+    at = 124 if frame[6] == 32 else 60
+    return int.from_bytes(frame[at : at + 4], "little")
+
+
 class Witness:
     """Notes every commit; `anomalies` says what must never be."""
 
@@ -80,7 +86,7 @@ class Witness:
                 for index, crc in self.committed_frames.items():
                     if max(first, one.first) <= index < end:
                         frame = held.get(index)
-                        if frame is None or int.from_bytes(frame[60:64], "little") != crc:
+                        if frame is None or crc_of(frame) != crc:
                             self._found(f"not held: {name} of the range from {one.first} lacks the committed frame {index}")
                             return
 
@@ -89,7 +95,7 @@ class Witness:
             if state is None or not store_process.alive:
                 continue
             for index, frame in store_process.frames.by_index.items():
-                own = int.from_bytes(frame[60:64], "little")
+                own = crc_of(frame)
                 if index <= state.committed_upto and self.committed_frames.get(index, own) != own:
                     self._found(f"junk: {name} would serve a frame {index} that is not the committed one")
 

@@ -111,21 +111,24 @@ class RedisServer:
         except OSError as error:
             raise Unavailable(f"{self.binary} cannot be started: {error.strerror or error}") from None
         deadline = time.monotonic() + START_DEADLINE_S
-        while not self.answers():
+        while not (self.answers() and self.runs):  # who answers may be somebody else, who took the port
             if not self.runs or time.monotonic() > deadline:
                 self.kill()
                 raise Unavailable(f"{self.binary} on {self.address} did not come up: {self._last_words()}")
             time.sleep(POLL_S)
 
     def answers(self) -> bool:
-        """Whether it answers a PING now: also with "give me the password", but not while it loads its data."""
+        """Whether it answers a PING now, and does not load its data any more."""
+        password = self.settings.get("requirepass", "").encode()
+        # Without the password it would ask for that first, also while it loads its data.
+        login = b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%b\r\n" % (len(password), password) if password else b""
         try:
             with socket.create_connection((HOST, self.port), timeout=1.0) as connection:
-                connection.sendall(b"PING\r\n")
-                answer = connection.recv(ANSWER_BYTES_MAX)
+                connection.sendall(login + b"PING\r\nQUIT\r\n")
+                answer = connection.makefile("rb").read(ANSWER_BYTES_MAX)
         except OSError:
             return False
-        return answer.startswith((b"+PONG", b"-NOAUTH"))
+        return b"+PONG" in answer
 
     def kill(self) -> None:
         """`kill -9`, and wait for the end; nothing happens when it is gone already."""

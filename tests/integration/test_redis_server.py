@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from local_system.waiting import eventually
 from redis_server import NewServer, missing
 from trilogue.actors.protocol.errors import Unavailable
 from trilogue.bench.recipe.server import HOST, RedisServer
 
+LOADED_KEYS = 10_000
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 
 
@@ -31,6 +34,17 @@ def test_what_a_server_acked_is_there_after_kill_and_restart_on_the_same_port(ne
     assert client.config_get("maxmemory*") | {"maxmemory": "104857600", "maxmemory-policy": "noeviction"} == (
         client.config_get("maxmemory*")
     )
+
+
+def test_a_server_with_a_password_counts_as_started_only_when_its_data_is_loaded(new_server: NewServer) -> None:
+    server = new_server(**DURABLE, requirepass="secret")
+    with redis.Redis.from_url(server.url) as client, client.pipeline(transaction=False) as pipeline:
+        for k in range(LOADED_KEYS):
+            pipeline.set(f"key-{k}", b"")
+        pipeline.execute()
+    server.restart({"key-load-delay": "100"})  # µs a key: it answers now and then while it loads them
+    with redis.Redis.from_url(server.url, retry=Retry(NoBackoff(), 0)) as client:
+        assert client.dbsize() == LOADED_KEYS
 
 
 def test_a_replica_follows_and_both_end_with_stop(new_server: NewServer) -> None:

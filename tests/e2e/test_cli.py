@@ -290,6 +290,8 @@ def test_kill_9_of_everything_then_up_has_all_that_was_acked(running: Shell) -> 
     assert "trilogue is up" in again.stdout
     assert "cleaning up after a system that died" in again.stderr
     assert running.run_file["addresses"] == addresses
+    kept = json.loads(running("status", "--json").stdout)["retention"]
+    assert kept == {"keep_s": 30 * 86_400, "keep_bytes": 50 << 30}, "as the start before had said"
     lines = running("tail", "survivor", "--json").stdout.splitlines()
     assert [(json.loads(line)["seq"], json.loads(line)["text"]) for line in lines] == [(k, f"text {k}") for k in (1, 2, 3)]
     assert "survivor 4" in running("send", "survivor", "text 4").stdout

@@ -187,7 +187,7 @@ class StoreReader:
         return more, monotonic() - began
 
     def _summarise_again(self, number: int) -> None:
-        """That file was written anew."""
+        """That file was written anew; a log on a server has no summaries."""
         if number <= self._summarised:
             self._summarised, self._summary = number - 1, None
 
@@ -215,7 +215,7 @@ class StoreReader:
         """Whether the partition's index is more than a file behind."""
         index = self._indexes.indexes.get(partition)
         position = self._places[partition].at(index.upto + 1 if index is not None else 1)
-        return position is not None and position.file < self._journal.newest_file - 1
+        return position is not None and self._journal.is_far_behind(position)
 
     def _catch_up(self, partition: int, deadline: float) -> bool:
         """Take committed frames into the partition's index until the deadline; whether there are more."""

@@ -1,10 +1,11 @@
-"""Giving disk space back: which closed journal files of a store are written anew, and when (issue 4).
+"""Giving disk space back: which parts of a store's journal are written anew, and when (issue 4). A part is a closed file, or
+a stretch of a log on a server.
 
-Owns the count of what is gone in each file, and the one file that is being written. It must not know connections or the append
+Owns the count of what is gone in each part, and the one that is being written. It must not know connections or the append
 path: it is given the journal, the places of frames and the indexes, which know what was trimmed. Used by the reader's thread
 alone, a little at a time. Rules:
 
-1. A file is written anew when a quarter of it may be gone, or when one of its frames went bad and another store gave it back in
+1. A part is written anew when a quarter of it may be gone, or when one of its frames went bad and another store gave it back in
    another size. What it is worth is known when it is written: if that is too little, it stays as it was.
 2. What is gone is what the indexes say, of frames that are in them: these are committed.
 3. What was trimmed before this process began is counted once, in the background. Counts are estimates, and may be lost.
@@ -20,8 +21,9 @@ from typing import Any, Final
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.journal import Position, StoreJournal
+from trilogue.actors.journal.interface import Part
 from trilogue.actors.journal.thin_file import Thin
-from trilogue.actors.protocol.errors import Corrupt
+from trilogue.actors.protocol.errors import Corrupt, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.thinning import thinned
 from trilogue.actors.store_places import FramePlaces
@@ -52,10 +54,10 @@ class Thinner:
         self.files_thinned = 0
         self._journal, self._places, self._indexes = journal, places, indexes
         self._key_honoured_us = limits.key_honoured_ms * 1000
-        self._gain_bytes = limits.journal_file_bytes // GAIN_SHARE
+        self._gain_bytes = journal.part_bytes // GAIN_SHARE
         self._is_anew, self._is_back = is_anew, is_back
-        self._gone_bytes: dict[int, int] = {}  # file -> about how much of it is gone
-        self._instead: dict[int, dict[int, tuple[int, bytes]]] = {}  # file -> what is to stand where a bad frame stands
+        self._gone_bytes: dict[Part, int] = {}  # about how much of each part is gone
+        self._instead: dict[Part, dict[int, tuple[int, bytes]]] = {}  # what is to stand where a bad frame stands
         self._counted: dict[int, int] = {}  # partition -> the floor up to which its frames were counted
         self._counting: dict[int, Iterator[None]] = {}
         self._trimmed: dict[tuple[int, str], int] = {}  # (partition, session) -> the seq below which it was counted
@@ -65,17 +67,17 @@ class Thinner:
         """Go on until the deadline; whether there is more to do."""
         while monotonic() < deadline:
             if self._job is None and not self._count_a_little():
-                number = self._due()
-                if number is None:
+                part = self._due()
+                if part is None:
                     return False
-                self._job = self._thin(number)
+                self._job = self._thin(part)
             if self._job is not None and next(self._job, self) is self:
                 self._job = None
         return True
 
     def put_back(self, position: Position, frame: bytes) -> None:
         """A frame that cannot be read at its place is to stand there again, in whatever size."""
-        self._instead.setdefault(position.file, {})[position.offset] = position.size, frame
+        self._instead.setdefault(self._journal.part_of(position), {})[position.offset] = position.size, frame
 
     def start_again(self) -> None:
         """The indexes are made anew: what is gone they will tell again."""
@@ -130,43 +132,44 @@ class Thinner:
                 yield
 
     def _note(self, position: Position, size: int) -> None:
-        self._gone_bytes[position.file] = self._gone_bytes.get(position.file, 0) + size
+        part = self._journal.part_of(position)
+        self._gone_bytes[part] = self._gone_bytes.get(part, 0) + size
 
-    def _due(self) -> int | None:
-        closed = self._journal.closed_files()
-        number = next((number for number in self._instead if number in closed), None)
-        if number is not None:
-            return number
-        due = (n for n, gone in self._gone_bytes.items() if gone >= self._gain_bytes and n in closed)
-        return next((n for n in due if self._journal.file_bytes(n) > self._gain_bytes), None)
-
-    # ------------------------------------------------------------------ one file
-
-    def _thin(self, number: int) -> Iterator[None]:
+    def _due(self) -> Part | None:
         journal = self._journal
-        self._gone_bytes.pop(number, None)
-        instead = self._instead.pop(number, {})
-        file = journal.written_anew(number, self._left_of(), instead)
+        part = next((part for part in self._instead if journal.is_closed(part)), None)
+        if part is not None:
+            return part
+        due = (part for part, gone in self._gone_bytes.items() if gone >= self._gain_bytes and journal.is_closed(part))
+        return next((part for part in due if journal.size_of(part) > self._gain_bytes), None)
+
+    # ------------------------------------------------------------------ one part
+
+    def _thin(self, part: Part) -> Iterator[None]:
+        journal = self._journal
+        self._gone_bytes.pop(part, None)
+        instead = self._instead.pop(part, {})
+        anew = journal.written_anew(part, self._left_of(), instead)
         try:
-            yield from file.write()
-            if file.freed_bytes < self._gain_bytes // 2 and not instead:
-                file.give_up()
+            yield from anew.write()
+            if anew.freed_bytes < self._gain_bytes // 2 and not instead:
+                anew.give_up()
                 return
-            file.take_place()
-        except (Corrupt, OSError) as error:
-            file.give_up()
-            logger.warning("journal file %d is not written anew: %s", number, error)
+            anew.take_place()
+        except (Corrupt, OSError, Unavailable) as error:
+            anew.give_up()
+            logger.warning("part %s of the journal is not written anew: %s", part, error)
             return
-        for partition, frame_index, old_offset, offset, size in file.moves:
+        for partition, frame_index, old_offset, offset, size in anew.moves:
             old = self._places[partition].at(frame_index)
-            if old is not None and (old.file, old.offset) == (number, old_offset):
-                self._places[partition].move(frame_index, old, Position(number, offset, size))
+            if old is not None and (old.file, old.offset) == (anew.file, old_offset):
+                self._places[partition].move(frame_index, old, Position(anew.file, offset, size))
                 if old_offset in instead:
                     self._is_back(partition, frame_index)
-        journal.freed_bytes += file.freed_bytes
+        journal.freed_bytes += anew.freed_bytes
         self.files_thinned += 1
-        self._is_anew(number)
-        logger.info("journal file %d: %d bytes of trimmed messages were given back", number, file.freed_bytes)
+        self._is_anew(anew.file)
+        logger.info("part %s of the journal: %d bytes of trimmed messages were given back", part, anew.freed_bytes)
 
     def _left_of(self) -> Thin:
         """What is to be left of each frame: of one that lies where it is stored, and is in its index, what is not gone."""

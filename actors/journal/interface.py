@@ -6,7 +6,7 @@ told only when all of it is durable; positions are the journal's own business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,10 +14,35 @@ from trilogue.actors.journal.files import Buffer
 from trilogue.actors.journal.identity import Identity
 from trilogue.actors.journal.records import FenceRecord, FillRecord, JoinRecord, Position
 from trilogue.actors.journal.salvage import FrameKey
-from trilogue.actors.journal.thin_file import Thin, ThinFile
+from trilogue.actors.journal.thin_file import Moves, Thin
 
 Record = FenceRecord | JoinRecord | FillRecord
 """What is appended beside frames."""
+
+Part = tuple[int, int]
+"""A part of a journal, which is written anew as a whole: (the `file` of its positions, which of that file's parts)."""
+
+
+class Anew(Protocol):
+    """A part that is being written anew: `write` a little at a time, then `take_place` or `give_up`."""
+
+    file: int
+    """Of its positions."""
+    moves: Moves
+    """Where its frames lie, once it has taken its place."""
+    freed_bytes: int
+
+    def write(self) -> Iterator[None]:
+        """Do all but the last step. Raises `Corrupt`, `OSError` or `Unavailable`; then `give_up`."""
+        ...
+
+    def take_place(self) -> None:
+        """The last step. Raises as `write` does."""
+        ...
+
+    def give_up(self) -> None:
+        """Leave everything as it is."""
+        ...
 
 
 class InPlace(Protocol):
@@ -44,7 +69,7 @@ class StoreJournal(InPlace, Protocol):
     full: bool
     fdatasyncs: int
     freed_bytes: int
-    """Of closed files, since it was opened."""
+    """By parts that were written anew; of files: since it was opened."""
 
     @property
     def incarnation(self) -> int:
@@ -72,16 +97,29 @@ class StoreJournal(InPlace, Protocol):
         ...
 
     @property
-    def newest_file(self) -> int:
-        """The number of the file that grows."""
+    def part_bytes(self) -> int:
+        """About how large a part is."""
         ...
 
-    def file_bytes(self, number: int) -> int:
-        """How large a closed file is."""
+    def part_of(self, position: Position) -> Part:
+        """In which part a frame lies."""
         ...
 
-    def written_anew(self, number: int, thin: Thin, instead: Mapping[int, tuple[int, bytes]]) -> ThinFile:
-        """A closed file, to be written anew without what is gone."""
+    def is_closed(self, part: Part) -> bool:
+        """Whether nothing is appended to it any more: only then it may be written anew."""
+        ...
+
+    def size_of(self, part: Part) -> int:
+        """How large a closed part is, or was."""
+        ...
+
+    def is_far_behind(self, position: Position) -> bool:
+        """Whether a whole part was written since then."""
+        ...
+
+    def written_anew(self, part: Part, thin: Thin, instead: Mapping[int, tuple[int, bytes]]) -> Anew:
+        """A closed part, to be written anew without what is gone. `instead`: offset -> how many bytes there are a frame that
+        cannot be read, and the frame."""
         ...
 
     def bytes_free(self) -> int | None:

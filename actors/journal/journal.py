@@ -39,6 +39,7 @@ from trilogue.actors.journal.files import (
 )
 from trilogue.actors.journal.identity import Identity, no_space, write_identity
 from trilogue.actors.journal.inplace import check_in_place, rewrite_in_place
+from trilogue.actors.journal.interface import Part
 from trilogue.actors.journal.records import (
     FILE_FORMAT_PLAIN,
     Entry,
@@ -141,17 +142,29 @@ class Journal:
         return self.identity.incarnation
 
     @property
-    def newest_file(self) -> int:
-        """The number of the file that grows."""
-        return self._number
+    def part_bytes(self) -> int:
+        """A part is a file."""
+        return self._file_bytes
 
-    def file_bytes(self, number: int) -> int:
+    def part_of(self, position: Position) -> Part:
+        """Its file."""
+        return position.file, 0
+
+    def is_closed(self, part: Part) -> bool:
+        """Whether there is a newer file."""
+        return 0 < part[0] < self._number
+
+    def size_of(self, part: Part) -> int:
         """How large that file is."""
-        return file_path(self.directory, number).stat().st_size
+        return file_path(self.directory, part[0]).stat().st_size
 
-    def written_anew(self, number: int, thin: Thin, instead: Mapping[int, tuple[int, bytes]]) -> ThinFile:
+    def is_far_behind(self, position: Position) -> bool:
+        """Whether there are two newer files."""
+        return position.file < self._number - 1
+
+    def written_anew(self, part: Part, thin: Thin, instead: Mapping[int, tuple[int, bytes]]) -> ThinFile:
         """A closed file, to be written anew without what is gone."""
-        return ThinFile(self.directory, number, self.identity, thin, instead)
+        return ThinFile(self.directory, part[0], self.identity, thin, instead)
 
     def closed_files(self) -> range:
         """The numbers of the files that do not grow any more."""

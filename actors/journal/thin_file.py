@@ -71,6 +71,7 @@ class ThinFile:
         self, directory: Path, number: int, identity: Identity, thin: Thin, instead: Mapping[int, tuple[int, bytes]]
     ) -> None:
         """`instead`: offset -> how many bytes of the old file are a frame that cannot be read, and the frame."""
+        self.file = number
         self.moves = Moves()
         self.freed_bytes = 0
         self._directory, self._number, self._identity = directory, number, identity

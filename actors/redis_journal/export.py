@@ -19,16 +19,17 @@ from trilogue.actors.journal import (
     Journal,
     open_identity,
 )
-from trilogue.actors.journal.records import decode_control
+from trilogue.actors.journal.records import ThinFrame, decode_control
 from trilogue.actors.protocol.errors import Corrupt, ServerUnusable
 from trilogue.actors.protocol.frames import decode_header, payload_of
 from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.thinning import FLAG_THIN
 from trilogue.actors.redis_journal.layout import WALK, call, identity_key, partition_keys
 from trilogue.actors.redis_journal.link import LinkLost
 from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.opening import decode_identity, good
 from trilogue.actors.redis_journal.place import RedisPlace
-from trilogue.actors.redis_journal.replay import LogReplay
+from trilogue.actors.redis_journal.replay import LogReplay, step_of
 
 
 def export_store(
@@ -85,14 +86,18 @@ def _copy(nodes: Nodes, place: RedisPlace, who: Identity, name: str, partition: 
     return ""
 
 
-def _records(entries: list[bytes], partition: int, offset: int) -> Iterator[bytes | FenceRecord | JoinRecord | FillRecord]:
+def _records(
+    entries: list[bytes], partition: int, offset: int
+) -> Iterator[bytes | FenceRecord | JoinRecord | FillRecord | ThinFrame]:
     """What is appended to a journal in files to have the same there; but for a raised incarnation, which is not the copy's."""
     for entry in entries:
         header = decode_header(entry, 0, len(entry))
         if header.flags == 0:
             yield entry
+        elif header.flags == FLAG_THIN:
+            yield ThinFrame(partition, entry)
         else:
             record = decode_control(header, payload_of(entry, header), file=partition, offset=offset)
             if isinstance(record, FenceRecord | JoinRecord | FillRecord):
                 yield record
-        offset += len(entry)
+        offset += step_of(entry)

@@ -34,9 +34,10 @@ from trilogue.actors.journal import (
     JournalFull,
     Position,
 )
+from trilogue.actors.journal.interface import Part
 from trilogue.actors.journal.records import encode_control
 from trilogue.actors.journal.salvage import FrameKey
-from trilogue.actors.journal.thin_file import Thin, ThinFile
+from trilogue.actors.journal.thin_file import Thin
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, ServerUnusable, Unavailable
 from trilogue.actors.protocol.frames import ALIGNMENT, HEADER_BYTES
 from trilogue.actors.protocol.invariants import require, violated
@@ -47,7 +48,8 @@ from trilogue.actors.redis_journal.link import Command, LinkLost, Refusal
 from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.place import RedisPlace
 from trilogue.actors.redis_journal.promise import Server
-from trilogue.actors.redis_journal.replay import chained, damaged
+from trilogue.actors.redis_journal.replay import PART_BYTES, chained, damaged
+from trilogue.actors.redis_journal.thin_part import ThinPart
 from trilogue.actors.redis_journal.witness import Witness, write_witness
 
 logger = logging.getLogger(__name__)
@@ -60,12 +62,15 @@ _new = tuple.__new__
 
 
 class Log:
-    """How far one partition's log goes, and under which fence."""
+    """How far one partition's log goes, and under which fence; where its parts begin, and what was given back in them."""
 
-    __slots__ = ("chain", "end", "epoch", "keys")
+    __slots__ = ("chain", "end", "epoch", "freed_bytes", "keys", "parts")
 
-    def __init__(self, keys: Keys, end: int, chain: int, epoch: int) -> None:
+    def __init__(
+        self, keys: Keys, end: int, chain: int, epoch: int, parts: dict[int, int] | None = None, freed_bytes: int = 0
+    ) -> None:
         self.keys, self.end, self.chain, self.epoch = keys, end, chain, epoch
+        self.parts, self.freed_bytes = parts if parts is not None else {}, freed_bytes
 
 
 class Whose(NamedTuple):
@@ -89,7 +94,7 @@ class RedisJournal:
         self.full = not all(server.has_room for server in nodes.servers)
         self.bytes_written = 0
         self.fdatasyncs = 0
-        self.freed_bytes = 0
+        self.freed_bytes = sum(log.freed_bytes for log in logs.values())
         self._place, self._credentials, self._limits = place, credentials, limits
         self._cluster, self._name, self._owner = whose
         self._nodes = nodes
@@ -107,21 +112,38 @@ class RedisJournal:
         return self.identity.incarnation
 
     def closed_files(self) -> range:
-        """No files: nothing of it is summarised, or written anew."""
+        """No files: nothing of it is summarised."""
         return range(0)
 
     @property
-    def newest_file(self) -> int:
-        """There is none."""
-        return 0
+    def part_bytes(self) -> int:
+        """Parts of a log on a server are small: one is written anew in one step."""
+        return PART_BYTES
 
-    def file_bytes(self, number: int) -> int:
-        """Of no file."""
-        raise AssertionError(f"no file {number} is on a server")
+    def part_of(self, position: Position) -> Part:
+        """Which part of its partition's log."""
+        return position.file, position.offset // PART_BYTES
 
-    def written_anew(self, number: int, thin: Thin, instead: Mapping[int, tuple[int, bytes]]) -> ThinFile:
-        """No file."""
-        raise AssertionError(f"no file {number} is on a server")
+    def is_closed(self, part: Part) -> bool:
+        """Whether the log goes on in the next part."""
+        partition, number = part
+        return (number + 1) * PART_BYTES <= self._logs[partition].end
+
+    def size_of(self, part: Part) -> int:
+        """As much as was appended to it: what was given back is not known of one part."""
+        return PART_BYTES
+
+    def is_far_behind(self, position: Position) -> bool:
+        """Whether more than a part of its log was written since."""
+        return position.offset + 2 * PART_BYTES < self._logs[position.file].end
+
+    def written_anew(self, part: Part, thin: Thin, instead: Mapping[int, tuple[int, bytes]]) -> ThinPart:
+        """A closed part, to be written anew without what is gone."""
+        partition, number = part
+        log = self._logs[partition]
+        start = log.parts.get(number, log.end)
+        end = min((at for later, at in log.parts.copy().items() if later > number), default=log.end)
+        return ThinPart(log.keys, partition, start, end, self._owner, self._ask, self._change, thin, instead)
 
     def bytes_free(self) -> int | None:
         """How much more the server takes; None where it has no bound. As it was a second ago."""
@@ -150,7 +172,7 @@ class RedisJournal:
         for partition, entry in entries:
             if partition not in grown:
                 log = self._logs[partition]
-                grown[partition] = Log(log.keys, log.end, log.chain, log.epoch), []
+                grown[partition] = Log(log.keys, log.end, log.chain, log.epoch, log.parts), []
             log, words = grown[partition]
             inside = 0
             # The len() of a control record counts its fields: being a tuple tells it from a buffer.
@@ -166,6 +188,7 @@ class RedisJournal:
             if len(data) % ALIGNMENT:
                 violated("only whole, padded frames are appended")
             words += (log.end, data)
+            log.parts.setdefault(log.end // PART_BYTES, log.end)
             positions.append(_new(Position, (partition, log.end + inside, len(data) - inside)))
             log.end += len(data)
             log.chain = chained(log.chain, data)
@@ -268,6 +291,21 @@ class RedisJournal:
             raise self._damaged(position, f"the server does not take it back: {_text(answer)}")
         self.check_in_place(position, key)
 
+    def _change(self, key: bytes, commands: list[Command]) -> list[Any]:
+        """The answers of the readers' own link, once what was changed is on disk. Raises `Unavailable`: any may be done."""
+        self._ask(key, ["PING"])  # one that was lost is made anew
+        wait = wait_command(self._nodes, self._place, self._limits)
+        with self._reading:
+            assert self._reads is not None
+            try:
+                answers, waited = self._reads.ask_each(((key, command) for command in commands), wait)
+            except LinkLost as error:
+                raise Unavailable(f"{error}: it is tried again") from None
+        for answer in (*answers, *waited):
+            if isinstance(answer, Refusal):
+                raise Unavailable(f"{self._place.shown}: {answer.text}: it is tried again")
+        return answers
+
     def _ask(self, key: bytes, command: Command) -> Any:
         """The answer of a link of the readers' own; one that was lost is made anew. Raises `Unavailable`."""
         with self._reading:
@@ -329,7 +367,8 @@ class RedisJournal:
             "store": self.identity.store,
             "incarnation": self.incarnation,
             "files": 0,
-            "bytes": sum(log.end for log in self._logs.copy().values()),
+            "bytes": sum(log.end for log in self._logs.copy().values()) - self.freed_bytes,
+            "freed_bytes": self.freed_bytes,
             "bytes_written": self.bytes_written,
             "fdatasyncs": self.fdatasyncs,
             "full": self.full,

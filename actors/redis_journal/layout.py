@@ -7,7 +7,8 @@ Owns the names and the scripts. It must not know connections or what an entry me
     trilogue:{CLUSTER/NAME/STORE/P}:log      hash: offset -> entry
 
 An entry is a frame or a control record, the same bytes as in a journal file; its offset is the sum of the sizes before it.
-`end` is the sum of all, `chain` a CRC over all entries' headers, one after the other, `epoch` the fence in force. Rules:
+`end` is the sum of all, `chain` a CRC over all entries' headers, one after the other, `epoch` the fence in force. A thin frame
+(``protocol.thinning``) counts as the frame whose place it took: its size and its header are those that it holds inside. Rules:
 
 1. The two keys of a partition lie in one hash slot, and one script changes both: all of its entries, or none.
 2. A script writes only for the owner, only at the end that the owner knows, and never under a fence that is lower. Who
@@ -103,7 +104,12 @@ while at < upto and size < most do
     local entry = redis.call('HGET', KEYS[1], string.format('%.0f', at))
     if not entry or #entry == 0 then break end
     found[#found + 1] = entry
-    at, size = at + #entry, size + #entry
+    local step = #entry
+    if string.byte(entry, 7) == 32 and #entry >= 128 then
+        local a, b, c, d = string.byte(entry, 109, 112)
+        step = 64 + math.ceil((a + b * 256 + c * 65536 + d * 16777216) / 8) * 8
+    end
+    at, size = at + step, size + #entry
 end
 return found
 """)
@@ -120,12 +126,13 @@ return string.sub(entry, skip + 1, skip + tonumber(ARGV[4]))
 """KEYS log; offset, the offset of the record that it may lie in, how far from there, how many bytes -> them"""
 
 REWRITE: Final = _script("""
+#!lua flags=allow-oom
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 'another process has taken this store' end
 if redis.call('HSTRLEN', KEYS[2], ARGV[2]) == 0 then return 'nothing lies there' end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 return 1
 """)
-"""KEYS head log; owner, offset, entry -> 1, or why not"""
+"""KEYS head log; owner, offset, entry -> 1, or why not. No entry becomes larger, so a full server may do it, too."""
 
 SCRIPTS: Final = (OWN, CLAIM, APPEND, WALK, PART, REWRITE)
 

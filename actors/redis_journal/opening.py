@@ -158,7 +158,7 @@ class _Opener:
         if (log.end, log.chain) != (end, chain):
             raise log.corrupt(f"it ends there with {log.chain:#010x}, and should end at byte {end} with {chain:#010x}")
         self._doubts |= log.doubts
-        return Log(keys, end, chain, epoch)
+        return Log(keys, end, chain, epoch, log.parts, log.freed_bytes)
 
     # ------------------------------------------------------------------ the identity
 

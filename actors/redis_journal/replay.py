@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 from zlib import crc32
 
 from trilogue.actors.journal import (
@@ -22,18 +23,30 @@ from trilogue.actors.journal import (
     JoinRecord,
     Position,
 )
-from trilogue.actors.journal.records import decode_control, follows
+from trilogue.actors.journal.records import check_place, decode_control, follows
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError
-from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_frame, payload_of
+from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_frame, padded, payload_of
 from trilogue.actors.protocol.holdings import Fence, PartitionState
-from trilogue.actors.protocol.thinning import header_of, payload_of_records
+from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, inner_of, is_thin, payload_of_records
 
+PART_BYTES: Final = 8 * 1024 * 1024
+"""A log is written anew in parts: each holds the entries that begin in so many bytes of it."""
 _ANY_BYTES = 1 << 33
 
 
 def chained(chain: int, entry: bytes) -> int:
     """The CRC over all entries' headers, with one more: headers hold the CRCs of what follows them."""
-    return crc32(entry[:HEADER_BYTES], chain)
+    return crc32(_own_header(entry), chain)
+
+
+def step_of(entry: bytes) -> int:
+    """How far behind an intact entry the next one lies: its size, or that of the frame of which it is what is left."""
+    return HEADER_BYTES + padded(int.from_bytes(_own_header(entry)[44:48], "little"))
+
+
+def _own_header(entry: bytes) -> bytes:
+    """The header that it was appended with."""
+    return entry[HEADER_BYTES : 2 * HEADER_BYTES] if is_thin(entry) else entry[:HEADER_BYTES]
 
 
 @dataclass(slots=True)
@@ -46,6 +59,8 @@ class LogReplay:
     replay: Callable[[Entry], None]
     end: int = 0
     chain: int = 0
+    freed_bytes: int = 0  # by thin frames
+    parts: dict[int, int] = field(default_factory=dict)  # part -> where its first entry begins
     doubts: bool = False  # it lost its end once, and was not joined since
     fence: FenceRecord | None = None
     state: PartitionState = field(default_factory=lambda: PartitionState(certain=True))
@@ -57,14 +72,20 @@ class LogReplay:
                 header = decode_frame(entry, _ANY_BYTES)
                 if header.log_id != self.log_id:
                     raise ProtocolError(f"a record of log {header.log_id}")
-                if header.flags == 0:
+                if header.flags == FLAG_THIN:
+                    check_place(header, file=self.partition, offset=self.end)
+                    self._frame(inner_of(header, payload_of(entry, header)), entry)
+                elif header.flags == 0:
                     self._frame(header, entry)
                 else:
                     self._control(header, entry)
             except ProtocolError as error:
                 raise self.corrupt(str(error)) from None
             self.chain = chained(self.chain, entry)
-            self.end += len(entry)
+            step = step_of(entry)
+            self.parts.setdefault(self.end // PART_BYTES, self.end)
+            self.end += step
+            self.freed_bytes += step - len(entry)
 
     def corrupt(self, what: str) -> Corrupt:
         """The error for damage at the end of what was taken."""
@@ -75,7 +96,7 @@ class LogReplay:
         if problem or header.partition != self.partition:
             raise ProtocolError(f"{problem or f'frame {header.index}'} of partition {header.partition}")
         self.state.take(header)
-        self.replay(FrameFound(header, Position(self.partition, self.end, len(entry)), payload_of(entry, header)))
+        self.replay(FrameFound(header, Position(self.partition, self.end, len(entry)), payload_of_records(entry)))
 
     def _control(self, header: Header, entry: bytes) -> None:
         record = decode_control(header, payload_of(entry, header), file=self.partition, offset=self.end)

@@ -6,12 +6,13 @@ directory, with small files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trilogue.actors.index.entries import Place, sender_crc
 from trilogue.actors.index.keeper import IndexKeeper
-from trilogue.actors.journal import Identity, Journal, open_identity
+from trilogue.actors.journal import Entry, Journal, open_identity
 from trilogue.actors.protocol.frames import encode_frame
 from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import RUN, Gone, Run, pack_records
@@ -30,15 +31,23 @@ BODY = bytes(1000)
 FOR_EVER = float("inf")
 
 
+Opened = Callable[[Callable[[Entry], None]], Any]
+
+
 class Store:
     """A store without its connections: what it appends is committed at once."""
 
-    def __init__(self, directory: Path, *, summaries: bool = True) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, *, summaries: bool = True, opened: Opened | None = None) -> None:
+        """`opened`: how its journal is opened, if it does not lie in files."""
+        self.directory, self._opened = directory, opened
         directory.mkdir(exist_ok=True)
-        identity: Identity = open_identity(directory, cluster="c", log_id=LOG_ID, fresh_store="a" * 32)
         self.held = StoreContents(LOG_ID, SMALL)
-        self.journal = Journal.open(directory, identity, SMALL, self.held.replay, summaries=summaries)
+        if opened is not None:
+            self.journal: Any = opened(self.held.replay)
+        else:
+            identity = open_identity(directory, cluster="c", log_id=LOG_ID, fresh_store="a" * 32)
+            self.journal = Journal.open(directory, identity, SMALL, self.held.replay, summaries=summaries)
+        identity = self.journal.identity
         if not self.held.places:
             self.held.places[0] = FramePlaces()
         mark = f"{identity.store} {identity.log_id}"
@@ -104,7 +113,7 @@ class Store:
     def reopen(self, *, summaries: bool = True) -> Store:
         self.journal.close()
         self.indexes.close()
-        return Store(self.directory, summaries=summaries)
+        return Store(self.directory, summaries=summaries, opened=self._opened)
 
 
 def run(session: str, n: int, count: int = 4, at_us: int = 5) -> tuple[Any, ...]:

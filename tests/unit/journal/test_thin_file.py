@@ -93,7 +93,7 @@ class Store:
     def write_anew(self, number: int, thin: Any = without_s, *, up_to: str = "the end") -> ThinFile:
         """Write a closed file anew: as far as `up_to` says."""
         assert self.journal is not None
-        file = self.journal.written_anew(number, thin, {})
+        file = self.journal.written_anew((number, 0), thin, {})
         for _ in file.write():
             pass
         if up_to != "before the rename":
@@ -287,7 +287,7 @@ def test_what_was_filled_in_is_thinned_further_and_a_bad_one_put_back_in_another
     store.path(place.file).write_bytes(data)
     thinner = thinned(thin_log()[5], lambda item: True, 0)
     assert len(thinner) != place.size
-    file = store.journal.written_anew(place.file, lambda p, i, place, frame: frame, {place.offset: (place.size, thinner)})
+    file = store.journal.written_anew((place.file, 0), lambda p, i, place, frame: frame, {place.offset: (place.size, thinner)})
     for _ in file.write():
         pass
     file.take_place()

@@ -45,7 +45,7 @@ from trilogue.actors.journal.summary import summarise
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.submissions import Question
-from trilogue.actors.protocol.thinning import find_record, last_stored
+from trilogue.actors.protocol.thinning import find_record, holds_messages, last_stored
 from trilogue.actors.protocol.vocabulary import Piece, Say
 from trilogue.actors.store_places import FramePlaces
 from trilogue.actors.thinner import Thinner
@@ -285,7 +285,8 @@ class StoreReader:
         return record
 
     def _old(self, index: PartitionIndex, upto: int, before_us: int, bytes_max: int) -> int:
-        """The last frame up to `upto` that holds nothing stored since `before_us`, or behind which lie `bytes_max` bytes."""
+        """The last frame with messages up to `upto` that holds nothing stored since `before_us`, or behind which lie `bytes_max`
+        bytes; the floor if there is none above it. What holds no message is not worth a floor, which is a frame, too."""
         partition, floor = index.partition, index.recent.floor
         low, high = floor, upto  # `low` is old; what lies behind `high` is not
         while low < high:
@@ -298,7 +299,10 @@ class StoreReader:
                 low = middle
             else:
                 high = middle - 1
-        return max(low, self._places[partition].before_last(upto, floor, bytes_max))
+        old = max(low, self._places[partition].before_last(upto, floor, bytes_max))
+        while old > floor and not holds_messages(self._frame(partition, old)):
+            old -= 1
+        return old
 
     def _read(self, partition: int, index: int, read: Callable[[], bytes]) -> bytes:
         try:

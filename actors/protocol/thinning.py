@@ -88,6 +88,11 @@ def last_stored(frame: bytes | memoryview) -> int | None:
     return stored_at_us
 
 
+def holds_messages(frame: bytes | memoryview) -> bool:
+    """Whether an intact frame has bodies that could be let go."""
+    return any(item[0] in (RUN, KEYED) for item, _, _ in items_of(frame))
+
+
 def thinned(frame: bytes, is_gone: Callable[[list[Any]], bool], keys_from_us: int) -> bytes:
     """The frame without the bodies of runs that are gone, to be placed with `placed`; the frame itself if that saves nothing.
 

@@ -11,7 +11,9 @@ import pytest
 
 from trilogue.actors.protocol.messages import FLOOR, KEYED, TRIM
 from trilogue.actors.protocol.thinning import header_of, is_thin, items_of, placed
+from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.scrubber import Held, Scrubber
+from trilogue.actors.store_reader import StoreReader
 from trimmed_store import ANN, BODY, FOR_EVER, SMALL, Store, filled, run, seqs
 
 
@@ -188,3 +190,35 @@ def test_records_that_are_left_are_left_byte_for_byte(tmp_path: Path) -> None:
     assert left["t"] == whole["t"]
     assert len(left["s"]) < 100
     store.journal.close()
+
+
+def test_an_idle_partition_gets_no_further_floor(store: Store) -> None:
+    """Seen: a floor is a frame that grows old itself, so an idle partition with a policy wrote one every ten seconds."""
+    reader = StoreReader(
+        store.journal,
+        store.held.places,
+        store.indexes,
+        lambda _: store.places.last_index,
+        lambda *_: None,
+        lambda *_: None,
+        SMALL,
+    )
+
+    def old(before_us: int, keep_bytes: int = 1 << 40) -> int:
+        found = reader.reading(Say.OLD, [0, store.places.last_index, before_us, keep_bytes])()
+        assert isinstance(found, int)
+        return found
+
+    last = store.places.last_index
+    assert old(5) == 0
+    assert old(6) == last
+    store.append()
+    assert old(6) == last
+    store.append((FLOOR, last, 9))
+    store.append()
+    store.catch_up()
+    assert old(1 << 60) == last
+    assert old(0, 1) == last
+    store.append(run("s", 401, at_us=20))
+    assert old(20) == last
+    assert old(21) == store.places.last_index

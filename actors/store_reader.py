@@ -285,8 +285,8 @@ class StoreReader:
         return record
 
     def _old(self, index: PartitionIndex, upto: int, before_us: int, bytes_max: int) -> int:
-        """The last frame with messages up to `upto` that holds nothing stored since `before_us`, or behind which lie `bytes_max`
-        bytes; the floor if there is none above it. What holds no message is not worth a floor, which is a frame, too."""
+        """The last frame with messages up to `upto` that holds nothing stored since `before_us`, or behind which `bytes_max`
+        bytes lie; the floor if there is none above it. What holds no message is not worth a floor, which is a frame, too."""
         partition, floor = index.partition, index.recent.floor
         low, high = floor, upto  # `low` is old; what lies behind `high` is not
         while low < high:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import msgpack
 import pytest
 import redis
 
+from history_checker.redis_logs import read_redis_store
 from local_system.waiting import eventually
 from redis_server import SERVERS, NewServer
 from redis_store import DURABLE, JUMP, PARTITIONS, RedisStore, fence
@@ -135,6 +137,27 @@ def shown(entry: Any) -> str:
     if isinstance(entry, FrameFound | FrameFilled):
         return f"{type(entry).__name__} {bytes(entry.payload)!r}"
     return f"{entry[0]} {entry[2]!r}" if isinstance(entry[0], str) else repr(entry)
+
+
+def test_the_checkers_own_reader_sees_what_is_there_and_what_is_wrong(server: RedisServer, tmp_path: Path) -> None:
+    store, client, records = RedisStore(server, tmp_path / "store-1"), client_of(server), msgpack.packb(["a record"])
+    store.open()
+    store.append(fence(0, 1), *(store.frame(0, records) for _ in range(3)), fence(3, 2), store.frame(3, records))
+    seen = read_redis_store(client, "store-1")
+    assert (seen.damage, seen.identity) == ([], (store.opened.identity.store, 1))
+    assert {partition: (holding.fence, holding.last) for partition, holding in seen.partitions.items()} == {
+        0: (1, 3),
+        3: (2, 1),
+    }
+    (log,) = client.keys("*/0}:log")
+    second = sorted(map(int, client.hkeys(log)))[2]
+    whole = client.hget(log, str(second)) or b""
+    client.hset(log, str(second), whole[:70] + bytes([whole[70] ^ 1]) + whole[71:])
+    assert "a damaged payload" in read_redis_store(client, "store-1").damage[0]
+    client.hdel(log, str(second))
+    assert "is missing" in read_redis_store(client, "store-1").damage[0]
+    client.flushall()
+    assert read_redis_store(client, "store-1").damage == ["0 stores say that they are store-1"]
 
 
 def test_all_that_a_cluster_has_on_a_server_can_be_taken_away_and_nothing_else(store: RedisStore) -> None:

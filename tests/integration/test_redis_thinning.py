@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from history_checker.redis_logs import read_redis_store
 from redis_server import NewServer
 from redis_store import DURABLE
 from trilogue.actors.config import Credentials
@@ -137,3 +138,13 @@ def test_a_thin_entry_that_went_bad_is_noticed_and_put_back(store: Store, server
     assert header_of(store.frame(1), len(whole)) == header_of(whole, len(whole))
     assert store.originals("s", 1, MESSAGES) == {n: n for n in range(1, MESSAGES + 1)}
     assert store.reopen().places.last_index == store.places.last_index
+
+
+def test_the_checkers_own_reader_takes_thin_frames_for_what_they_are(server: RedisServer, store: Store) -> None:
+    store.append((TRIM, "s", LAST + 1, 9))
+    store.thin()
+    assert is_thin(store.frame(1))
+    seen = read_redis_store(redis.Redis.from_url(server.url), "store-1")
+    assert seen.damage == []
+    assert seen.partitions[0].last == store.places.last_index
+    assert sum(frame.thin for frame in seen.partitions[0].frames) > 0

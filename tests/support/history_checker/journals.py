@@ -227,6 +227,15 @@ def read_bytes(data: mmap | bytes, log_id: int, contents: StoreContents) -> tupl
     return offset, ""
 
 
+def read_one(data: bytes, offset: int, log_id: int, contents: StoreContents) -> str:
+    """Take in the record at `offset`; what is wrong with it."""
+    try:
+        _take_record(data, offset, log_id, contents)
+    except _Bad as bad:
+        return str(bad)
+    return ""
+
+
 class _Record(NamedTuple):
     """An intact record, and where the next one begins."""
 

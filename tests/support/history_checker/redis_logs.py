@@ -4,7 +4,8 @@ Owns that reading. It imports nothing of trilogue, as ``journals``, whose readin
 same bytes as a journal in files. It never writes. The keys of the store NAME:
 
     trilogue:{…/NAME}               hash with `identity`: JSON with store, incarnation, log_id
-    trilogue:{…/NAME/STORE/P}:log   hash: offset -> entry, where an offset is the sum of the sizes before it
+    trilogue:{…/NAME/STORE/P}:log   hash: offset -> entry, where an offset is the sum of the sizes before it; a thin frame
+                                    has the size of the whole one
     trilogue:{…/NAME/STORE/P}:head  hash with `end`: the sum of all
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import redis
 
-from history_checker.journals import StoreContents, read_bytes
+from history_checker.journals import HEADER, THIN, StoreContents, read_one
 
 STORE_CHARACTERS = 12
 
@@ -36,10 +37,22 @@ def read_redis_store(client: redis.Redis, name: str) -> StoreContents:
         for offset, entry in in_order:
             if offset != end:
                 contents.damage.append(f"{head.decode()}: byte {end} is missing, {offset} is there")
-            end = offset + len(entry)
+            end = offset + _step(entry)
         if int(answers.hget(head, "end")) != end:
             contents.damage.append(f"{head.decode()}: its log ends at {end}")
-        offset, problem = read_bytes(b"".join(entry for _, entry in in_order), said["log_id"], contents)
-        if problem:
-            contents.damage.append(f"{head.decode()} at byte {offset}: {problem}")
+        data = bytearray(end)
+        for offset, entry in in_order:
+            data[offset : offset + len(entry)] = entry
+        for offset, _ in in_order:
+            if problem := read_one(bytes(data), offset, said["log_id"], contents):
+                contents.damage.append(f"{head.decode()} at byte {offset}: {problem}")
+                break
     return contents
+
+
+def _step(entry: bytes) -> int:
+    """How far behind the entry the next one lies: a thin frame keeps the place of the whole one, whose header it holds."""
+    if len(entry) < 2 * HEADER.size or entry[6] != THIN:
+        return len(entry)
+    size = int.from_bytes(entry[HEADER.size + 44 : HEADER.size + 48], "little")
+    return HEADER.size + -(-size // 8) * 8

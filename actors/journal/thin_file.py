@@ -38,6 +38,8 @@ from trilogue.actors.protocol.invariants import require
 from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, is_thin, placed
 
 STEP_BYTES: Final = 256 * 1024
+RECORD_COST_BYTES: Final = 32 * 1024
+"""What a record costs beside its bytes: 0.1 ms and more, so a step is some ms at most."""
 _ANY_BYTES: Final = 1 << 33
 
 Thin = Callable[[int, int, Position, bytes], bytes]
@@ -92,7 +94,7 @@ class ThinFile:
                     head = self._begin(header, data, out)
                     continue
                 out.write(self._copied(offset, header, data, out.tell()))
-                since += len(data)
+                since += len(data) + RECORD_COST_BYTES
                 if since >= STEP_BYTES:
                     since = 0
                     yield
@@ -192,7 +194,7 @@ class ThinFile:
                     found = header_of(frame, _ANY_BYTES)
                     if (found.partition, found.index, len(frame)) != said:
                         raise Corrupt(f"{self._temporary} does not hold frame {said[1]} at byte {at}")
-                since += len(data)
+                since += len(data) + RECORD_COST_BYTES
                 if since >= STEP_BYTES:
                     since = 0
                     yield

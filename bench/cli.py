@@ -231,6 +231,65 @@ def catchup(
     carry_out(scenario, _draw_reading, address=address, data=data, json=json, plot=plot)
 
 
+@app.command()
+def table(
+    messages: Annotated[int | None, typer.Option("--messages", metavar="N", help="How many messages the session has.")] = None,
+    body_bytes: BodyBytes = None,
+    seed: Seed = 1,
+    address: Address = None,
+    data: Data = None,
+    json: Json = None,
+) -> None:
+    """How fast one session's history becomes an Arrow table, from a warm store."""
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import bulk, scenarios
+
+        result, run = bulk.measure_table(
+            where,
+            progress,
+            messages=bulk.TABLE_MESSAGES if messages is None else messages,
+            body_bytes=scenarios.BODY_BYTES if body_bytes is None else body_bytes,
+            seed=seed,
+        )
+        return scenarios.Outcome(result, list(run.report.found.examples), [run], run.floor)
+
+    carry_out(scenario, _no_plot, address=address, data=data, json=json, plot=None)
+
+
+@app.command()
+def export(
+    messages: Messages = None,
+    sessions: Sessions = None,
+    body_bytes: BodyBytes = None,
+    partitions: Partitions = None,
+    seed: Seed = 1,
+    address: Address = None,
+    data: Data = None,
+    json: Json = None,
+) -> None:
+    """How fast everything becomes Parquet files, and how much memory that takes. Ten million messages take 20 GB of disk."""
+
+    def scenario(where: Where, progress: Progress) -> Outcome:
+        from trilogue.bench import bulk, scenarios
+
+        result, run = bulk.measure_export(
+            where,
+            progress,
+            messages=bulk.EXPORT_MESSAGES if messages is None else messages,
+            sessions=bulk.EXPORT_SESSIONS if sessions is None else sessions,
+            body_bytes=scenarios.BODY_BYTES if body_bytes is None else body_bytes,
+            seed=seed,
+        )
+        return scenarios.Outcome(result, list(run.report.found.examples), [run], run.floor)
+
+    carry_out(scenario, _no_plot, address=address, data=data, json=json, plot=None, partitions=partitions)
+
+
+def _no_plot(_outcome: Outcome, _path: Path) -> None:
+    """Two figures make no picture."""
+
+
 @app.command(name="sessions")
 def many_sessions(
     sessions: Annotated[int | None, typer.Option("--sessions", metavar="N", help="How many sessions there are.")] = None,

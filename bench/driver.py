@@ -52,6 +52,7 @@ class Load:
     asked: int = 0
     read_back: int = 0
     file: str | None = None
+    prefix: str | None = None  # of the sessions' names; None: as the system wants it
     outbox: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -155,7 +156,7 @@ def job_of(load: Load, system: System) -> Job:
         token=system.token,
         # In a fresh system the sessions, and with them their partitions, follow from the seed; one that is used by others or
         # was measured before gets sessions that nobody else has.
-        prefix="" if system.fresh else f"bench-{secrets.token_hex(4)}/",
+        prefix=load.prefix if load.prefix is not None else "" if system.fresh else f"bench-{secrets.token_hex(4)}/",
         copies=system.copies,
         seed=load.seed,
         messages=load.messages,

@@ -267,6 +267,10 @@ async def run(job: Job) -> Report:
         work = asyncio.create_task(carry_on(job, pulse, steady, ending))
     else:
         carry = deliver if job.kind in ("fanout", "catchup") else LOADS.get(job.kind, carry_out)
+        if job.kind in ("table", "export"):
+            from trilogue.bench.load.bulk import BULK_LOADS  # only they need Arrow
+
+            carry = BULK_LOADS[job.kind]
         work = asyncio.create_task(carry(job, pulse))
     watch = asyncio.create_task(_tick(pulse, steady, ending))
     try:

@@ -12,7 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["throughput", "latency", "replay", "failover", "fanout", "catchup", "fill", "first", "cold", "look"]
+Kind = Literal[
+    "throughput", "latency", "replay", "failover", "fanout", "catchup", "fill", "first", "cold", "look", "table", "export"
+]
 
 
 class _Crossing(BaseModel):
@@ -26,7 +28,7 @@ class Job(_Crossing):
     `readers` in `processes`, and sends at `messages_per_s` or (0) as fast as the slowest reader takes it. A `catchup` has one
     reader that is `messages` behind, and a writer that sends `messages_per_s`, `alone_s` seconds of it without the reader.
     A `fill` gives each session its share of the messages; of the same sessions a `cold` asks `asked` twice, and a `look` reads
-    those and `read_back` more.
+    those and `read_back` more. A `table` fills one session, and reads it; an `export` writes what a `fill` has sent to `file`.
     """
 
     kind: Kind
@@ -135,6 +137,15 @@ class Cold(_Crossing):
     send: str
 
 
+class Bulk(_Crossing):
+    """How long each table took, or the export, by how much its process grew, and what it wrote."""
+
+    seconds: list[float]
+    grew_mib: float = 0.0
+    files: int = 0
+    file_bytes: int = 0
+
+
 class Report(_Crossing):
     """What was measured. `histogram` is `Histogram.encode`'s; `acked_at_s` are the moments of the sampled acks; `ended_ns` is
     when the one ack of a `first` came."""
@@ -152,6 +163,7 @@ class Report(_Crossing):
     outages: Outages | None = None
     fan: FanOut | None = None
     cold: Cold | None = None
+    bulk: Bulk | None = None
     ended_ns: int = 0
 
 

@@ -137,7 +137,7 @@ async def fill(job: Job, pulse: Pulse) -> Report:
         await asyncio.sleep(0)
     if judge.came < job.messages:
         raise Unavailable(f"{job.messages - judge.came} of {job.messages} messages were not acked")
-    return _report(job.messages, plan.sessions, seconds, acks.histogram(), cpu_s, judge.verdict)
+    return report_of(job.messages, plan.sessions, seconds, acks.histogram(), cpu_s, judge.verdict)
 
 
 async def first(job: Job, pulse: Pulse) -> Report:
@@ -156,7 +156,7 @@ async def first(job: Job, pulse: Pulse) -> Report:
     if ack.copies < job.copies:
         verdict.found("lost", f"the first ack names {ack.copies} of {job.copies} copies")
     cpu_s: dict[str, float | None] = dict.fromkeys(("client", "session", "store"))
-    report = _report(1, 1, 1.0, Histogram(), cpu_s, verdict)
+    report = report_of(1, 1, 1.0, Histogram(), cpu_s, verdict)
     return report.model_copy(update={"ended_ns": ended_ns})
 
 
@@ -188,7 +188,7 @@ async def cold(job: Job, pulse: Pulse) -> Report:
             pulse.done += 1
         seconds = time.perf_counter() - began
         cpu_s = meter.stop()
-    report = _report(len(plan.sent), len(plan.sent), seconds, acks.histogram(), cpu_s, judge.verdict)
+    report = report_of(len(plan.sent), len(plan.sent), seconds, acks.histogram(), cpu_s, judge.verdict)
     return report.model_copy(update={"cold": Cold(history=reads.encode(), send=acks.histogram().encode())})
 
 
@@ -217,12 +217,13 @@ async def look(job: Job, pulse: Pulse) -> Report:
         verdict.add(await read_all_back(client, list(numbers), pulse, judge))
     seconds = time.perf_counter() - began
     cpu_s: dict[str, float | None] = dict.fromkeys(("client", "session", "store"))
-    return _report(pulse.done, len(plan.checked), seconds, Histogram(), cpu_s, verdict)
+    return report_of(pulse.done, len(plan.checked), seconds, Histogram(), cpu_s, verdict)
 
 
-def _report(
+def report_of(
     messages: int, sessions: int, seconds: float, histogram: Histogram, cpu_s: dict[str, float | None], verdict: Verdict
 ) -> Report:
+    """The report of a load that keeps no acks."""
     found = Found(lost=verdict.lost, duplicated=verdict.duplicated, reordered=verdict.reordered, examples=verdict.examples)
     return Report(
         messages=messages, sessions=sessions, senders=1, seconds=seconds, histogram=histogram.encode(), sampled_every=1,

@@ -205,6 +205,23 @@ class SessionsResult(Result):
     read_back_messages: int
 
 
+class TableResult(Result):
+    """What `--json` writes for `table`. `messages` are those of all `tables` together, and `seconds` too: from each call to its
+    table. `latency_ms` is that of whole tables."""
+
+    tables: int
+    table_s: Spread
+
+
+class ExportResult(Result):
+    """What `--json` writes for `export`. `grew_mib` is the greatest resident size of the exporting process, above what it had
+    when it began; `latency_ms` is 0."""
+
+    grew_mib: float
+    files: int
+    file_bytes: int
+
+
 class CrashFigures(_Strict):
     """What kills of the recipe's sender cost: `kills_between` exactly between SET NX and XADD, the others at random.
 

@@ -18,11 +18,13 @@ from trilogue.bench.report.machine import machine_line
 from trilogue.bench.report.schema import (
     CatchupResult,
     CpuUs,
+    ExportResult,
     FailoverResult,
     ReadingResult,
     RecipeResult,
     Result,
     SessionsResult,
+    TableResult,
 )
 
 ROLES = ("client", "session", "store")
@@ -105,6 +107,12 @@ def _answer(result: Result) -> str:
     if isinstance(result, ReadingResult):
         rate = f"{result.deliveries_per_s:,.0f} deliveries/s to {counted(result.readers, 'reader')}"
         return f"{rate}, {result.lag_ms.p50:.0f} ms behind (p50)"
+    if isinstance(result, TableResult):
+        slowest = f"{result.messages / result.tables / result.table_s.max:,.0f} in the slowest"
+        return f"{result.messages_per_s:,.0f} messages/s into Arrow tables ({slowest} of {result.tables})"
+    if isinstance(result, ExportResult):
+        size = f"{result.grew_mib:,.0f} MiB above start"
+        return f"{result.messages_per_s:,.0f} messages/s into {counted(result.files, 'Parquet file')}, {size}"
     match result.command:
         case "floor":
             return f"The floor: {floor.latency_ms_p50:.3f} ms (p50), {floor.messages_per_s:,.0f} messages/s"
@@ -134,16 +142,20 @@ def _table(result: Result) -> Table:
         _add_sessions(table, result)
     if isinstance(result, RecipeResult):
         _add_recipe(table, result)
+    span = "from the call to the table" if isinstance(result, TableResult) else "first hand-over to last ack"
+    if isinstance(result, ExportResult):
+        span = "from the call to the last file"
+        table.add_row("memory", f"{result.grew_mib:+,.0f} MiB", "resident, at most, of the exporting process")
+        table.add_row("files", f"{result.files:,}", f"{result.file_bytes / 1e6:,.0f} MB; every row read back by pyarrow alone")
     table.add_row(
-        "rate",
-        f"{result.messages_per_s:,.0f} messages/s",
-        f"{result.messages:,} in {_seconds(result.seconds)}, first hand-over to last ack",
+        "rate", f"{result.messages_per_s:,.0f} messages/s", f"{result.messages:,} in {_seconds(result.seconds)}, {span}"
     )
-    table.add_row(
-        "latency",
-        f"{latency.p50:.2f} ms p50",
-        f"p99 {latency.p99:.2f}, p99.9 {latency.p999:.2f}, longest {latency.max:.2f}",
-    )
+    if latency.max:
+        table.add_row(
+            "latency",
+            f"{latency.p50:.2f} ms p50",
+            f"p99 {latency.p99:.2f}, p99.9 {latency.p999:.2f}, longest {latency.max:.2f}",
+        )
     if result.command != "floor":
         table.add_row(
             "floor",

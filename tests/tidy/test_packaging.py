@@ -88,7 +88,7 @@ def test_public_names_of_the_client_are_those_of_the_contract_and_every_error() 
 
 
 def test_public_names_of_the_cluster_are_those_of_the_contract() -> None:
-    assert set(importlib.import_module("trilogue.cluster").__all__) == {"launch", "Cluster"}
+    assert set(importlib.import_module("trilogue.cluster").__all__) == {"launch", "Cluster", "read_sessions"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

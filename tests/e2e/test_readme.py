@@ -20,6 +20,7 @@ SAID = {
     "chat-data": ["1. alice: is anybody here?", "2. bob: I am!"],
     "order-data": ["order-7 is done"],
     "news-data": ["the news begin with story 4\n4 story 4\n5 story 5\n"],
+    "table-data": ["ann said 2", "bob said 2", "3 pairs, such as", "'reply': 'no, thanks'", "me, please\\nwith milk?"],
     "task-data": ["[0, 1, 2, 3, 4, 5, 6, 7, 8, 9] 10"],
 }
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from trilogue.actors.journal.identity import try_lock
-from trilogue.actors.protocol.errors import DirectoryUnusable, UsageError
+from trilogue.actors.protocol.errors import DirectoryUnusable, Unavailable, UsageError
 from trilogue.bench import systems
 from trilogue.bench.cli import app
 from trilogue.bench.report import machine, plots
@@ -127,3 +127,27 @@ def test_what_a_killed_benchmark_left_is_removed_by_the_next_one_and_a_living_on
     with systems.scratch_directory(systems.Where(address=None, data=tmp_path, partitions=1)) as directory:
         assert sorted(tmp_path.iterdir()) == sorted([living, foreign, directory])
     lock.release()
+
+
+def test_stores_on_redis_take_the_places_of_copies_and_a_spare_one_stays_in_files(tmp_path: Path) -> None:
+    one, two = "redis://127.0.0.1:1/0", "rediss://h/0"
+    where = systems.Where(address=None, data=tmp_path, partitions=1, stores=(one,))
+    files = [f"file://{tmp_path / f'store-{k}'}" for k in (1, 2, 4)]
+    assert systems._store_urls(where, tmp_path) == [files[0], files[1], one, files[2]]
+    assert systems._store_urls(systems.Where(None, tmp_path, 1, stores=(one, two)), tmp_path) == [files[0], one, two, files[2]]
+    assert systems._store_urls(systems.Where(None, tmp_path, 1), tmp_path) is None
+    for stores in ((one,) * 4, ("file:///tmp/x",), ("h:1",)):
+        with pytest.raises(UsageError, match="--store: give at most 3, each as redis"):
+            systems.Where(None, tmp_path, 1, stores=stores)
+    with pytest.raises(UsageError, match="--store is for a system of the benchmark's own"):
+        systems.Where("127.0.0.1:1", None, 1, stores=(one,))
+
+
+def test_a_store_on_redis_that_was_replaced_meanwhile_was_not_measured(tmp_path: Path) -> None:
+    def system(*members: str) -> systems.System:
+        status = {"partitions": [{"stores": list(members)}]}
+        return systems.System("a", None, 1, 3, 1, True, tmp_path, lambda: status, on_redis=("store-3",))
+
+    system("store-1", "store-2", "store-3").check_members()
+    with pytest.raises(Unavailable, match="store-3 was replaced by a spare store meanwhile"):
+        system("store-1", "store-2", "store-4").check_members()

@@ -116,9 +116,9 @@ class StoreActor:
     # ------------------------------------------------------------------ what Ray and people call
 
     async def ready(self) -> str:
-        """The address, once the journal is open. Raises the `DataError` that keeps it from serving."""
+        """The address, once the journal is open, or waits for its server. Raises the `DataError` that keeps it from serving."""
         await asyncio.shield(self._settled)
-        if self._problem is not None:
+        if self._problem is not None and not isinstance(self._problem, ServerUnusable):
             raise self._problem
         return self._server.address
 
@@ -225,14 +225,11 @@ class StoreActor:
         self._lock = await lock_when_free(self._config)
         identity = check_identity(self._config)
         await asyncio.to_thread(self._open_acceptor, Path(self._config.directory))
-        patience_s = self._loop.time() + self._limits.directory_lock_wait_ms / 1000
 
         def not_yet(problem: ServerUnusable) -> None:
             if str(problem) != str(self._problem):
                 logger.warning("%s does not open: %s", self._config.name, problem)
-            self._problem = problem
-            if self._loop.time() >= patience_s:
-                self._settle(problem)
+            self._settle(problem)
 
         journal, self._held = await open_journal(self._config, identity, not_yet)
         return journal

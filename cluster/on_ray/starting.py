@@ -27,7 +27,8 @@ from trilogue.actors.protocol.errors import (
 )
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.redis_journal.place import is_redis, parse_place
-from trilogue.cluster.on_ray.placement import check_listen, own_directory, plan, read_places, write_places
+from trilogue.actors.redis_journal.witness import FILE as WITNESS
+from trilogue.cluster.on_ray.placement import Places, check_listen, own_directory, plan, read_places, write_places
 from trilogue.cluster.on_ray.processes import wait_for_actors
 from trilogue.cluster.on_ray.remains import clean, runs
 from trilogue.cluster.settings.asked import Settings, as_asked, keep_record, open_data
@@ -81,7 +82,7 @@ def start_lock(settings: Settings) -> Iterator[None]:
 
 
 def check_free(settings: Settings) -> None:
-    """Raise now rather than later: when a running system holds the data, or an address or a directory cannot be used.
+    """Raise now rather than later: when a running system holds the data, or an address, a directory or a server cannot be used.
 
     Cleans up after a system that died. Only this machine can be looked at; a store elsewhere that finds its
     directory unusable says so itself.
@@ -95,12 +96,12 @@ def check_free(settings: Settings) -> None:
             )
         clean(known)
     record, _ = open_data(settings)
-    _check_servers(record)
     host, first = split_listen(settings.listen or LISTEN_DEFAULT)
     check_host(host)
     if first:
         choose_ports(actor_names(record), host, first, {})
     places, _ = read_places(settings.data)
+    _check_servers(settings, record, places)
     if places is None:
         _check_disk(settings)
     elif places.machines == 1:
@@ -110,14 +111,22 @@ def check_free(settings: Settings) -> None:
             _lock_when_free(directory, settings.allow_tmpfs, wait_s).release()
 
 
-def _check_servers(record: ClusterRecord) -> None:
-    """Raise `ServerUnusable` if a store's Redis server does not answer, or cannot promise what a store must."""
-    places = [parse_place(url) for url in record.urls if is_redis(url)]
-    if places:
+def _check_servers(settings: Settings, record: ClusterRecord, places: Places | None) -> None:
+    """Raise `ServerUnusable` if a new store's Redis server does not answer, or cannot promise what a store must.
+
+    One that has data waits for its server by itself, and says so: the others can do without it.
+    """
+    new = []
+    for name in (name for name in store_names(record) if is_redis(record.url_of(name))):
+        here = places is None or places.machines == 1
+        began = (Path(own_directory(record, name, settings.data)) / WITNESS).exists() if here else True
+        if places is None or name not in places.hosts or not began:
+            new.append(parse_place(record.url_of(name)))
+    credentials = redis_credentials() if any(map(is_redis, record.urls)) else NOBODY
+    if new:
         from trilogue.actors.redis_journal.nodes import Nodes
 
-        credentials = redis_credentials()
-        for place in places:
+        for place in new:
             Nodes.reach(place, credentials, DEFAULT_LIMITS.redis_timeout_ms).close()
 
 

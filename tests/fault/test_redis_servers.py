@@ -111,6 +111,20 @@ def test_kill_9_of_a_redis_server_and_its_store_at_once_g1_g2_g3_g5_g11(campaign
     campaign.check()
 
 
+def test_the_system_starts_without_one_of_its_servers_which_comes_later_g2_g10_g11(campaign: Campaign) -> None:
+    campaign.until_acked(50)
+    store = make_members(campaign)
+    server = servers_of(campaign).servers[store]
+    server.kill()
+    campaign.kill_everything()
+    eventually(
+        lambda: "start it, or give" in _states(campaign).get(store, ""), BACK_S, lambda: f"it waits: {_states(campaign)}"
+    )
+    server.start()
+    well_again(campaign, "a redis-server came later")
+    campaign.check()
+
+
 def test_a_paused_redis_server_is_a_slow_store_g2_g5_g11(campaign: Campaign) -> None:
     campaign.until_acked(50)
     store = make_members(campaign)

@@ -44,6 +44,7 @@ class Link:
     def __init__(self, place: RedisPlace, credentials: Credentials, timeout_ms: int) -> None:
         self.place = place
         self.lost = False
+        self._hidden = [word for word in (credentials.password, credentials.username) if word and word != "default"]
         options: dict[str, Any] = {
             "host": place.host,
             "port": place.port,
@@ -81,7 +82,7 @@ class Link:
             return [self._answer() for _ in commands]
         except (exceptions.RedisError, OSError) as error:
             self.close()
-            raise LinkLost(f"{self.place.shown} {_in_words(error)}") from None
+            raise LinkLost(f"{self.place.shown} {self._without_secrets(_in_words(error))}") from None
 
     def _answer(self) -> Any:
         try:
@@ -91,7 +92,12 @@ class Link:
                 return Refusal("LOADING", _line(error))
             raise
         except exceptions.ResponseError as error:
-            return Refusal(_code(error), _line(error))
+            return Refusal(_code(error), self._without_secrets(_line(error)))
+
+    def _without_secrets(self, text: str) -> str:
+        for word in self._hidden:
+            text = text.replace(word, "***")
+        return text
 
     def close(self) -> None:
         """Let go of it; it is not used again."""

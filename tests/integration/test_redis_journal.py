@@ -493,6 +493,24 @@ def test_a_password_comes_from_outside_and_is_never_shown(new_server: NewServer,
     assert "sesame" not in shown
 
 
+def test_a_user_needs_few_rights_and_is_never_named(new_server: NewServer, tmp_path: Path) -> None:
+    server = new_server(**DURABLE)
+    client, rights = (
+        client_of(server),
+        "+info +config|get +command|info +script|load +evalsha +hget +hset +hmget +hexists +hstrlen",
+    )
+    client.execute_command("ACL", "SETUSER", "trilogue-7", "on", ">sesame", "~trilogue:*", "-@all", *rights.split(), "+waitaof")
+    store = RedisStore(server, tmp_path / "store-1")
+    store.credentials = Credentials("trilogue-7", "sesame")
+    store.open()
+    store.append(fence(0, 1), store.frame(0, b"with few rights"))
+    assert store.open() == store.in_order()
+    client.execute_command("ACL", "SETUSER", "trilogue-7", "-hget")
+    with pytest.raises(ServerUnusable, match="no permissions to run the 'hget' command") as caught:
+        store.open()
+    assert "trilogue-7" not in str(caught.value)
+
+
 @pytest.mark.parametrize("redis_binary", SERVERS[:1], indirect=True)
 def test_the_partitions_of_a_store_lie_on_the_nodes_of_a_redis_cluster(new_server: NewServer, tmp_path: Path) -> None:
     settings = {**DURABLE, "cluster_enabled": "yes", "cluster_node_timeout": "2000"}

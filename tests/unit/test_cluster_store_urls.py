@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from trilogue.actors.protocol.errors import DirectoryUnusable, InvalidSettings, SettingsDiffer
+from trilogue.actors.protocol.errors import DirectoryUnusable, InvalidSettings, ServerUnusable, SettingsDiffer
 from trilogue.actors.redis_journal.place import RedisPlace, parse_place
-from trilogue.cluster.on_ray.placement import Node, Places, plan, protection
+from trilogue.actors.redis_journal.witness import Witness, write_witness
+from trilogue.cluster.on_ray.placement import Node, Places, plan, protection, write_places
+from trilogue.cluster.on_ray.starting import check_free
 from trilogue.cluster.settings.asked import as_asked, check_running, keep_record, open_data, settings_of
 from trilogue.cluster.settings.config import ClusterRecord, read_record
 from trilogue.cluster.settings.store_urls import redis_credentials
@@ -171,3 +173,19 @@ def test_credentials_come_from_the_environment_or_a_file_and_are_not_shown(
     monkeypatch.setenv("TRILOGUE_REDIS_PASSWORD", "hunter3")
     with pytest.raises(InvalidSettings, match="are both set"):
         redis_credentials()
+
+
+def test_a_new_stores_server_is_looked_at_first_and_one_that_has_data_is_waited_for(tmp_path: Path) -> None:
+    """A system is not kept from starting by one server that is away: its store says so, and the others go on."""
+    data = tmp_path / "data"
+    settings = settings_of(data=data, stores=["redis://127.0.0.1:1/0", *files(data, 2, 3)], allow_tmpfs=True)
+    with pytest.raises(ServerUnusable, match=r"redis://127.0.0.1:1/0 cannot be reached \(.*refused\): start it, or give"):
+        check_free(settings)
+    record = as_asked(settings, open_data(settings)[0])
+    keep_record(settings, record)
+    write_places(data, plan(record, data, [HERE], HERE, None, None), {})
+    with pytest.raises(ServerUnusable):
+        check_free(settings)
+    (data / "store-1").mkdir()
+    write_witness(data / "store-1", Witness("a" * 32, 1, ()), durably=True)
+    check_free(settings)

@@ -95,7 +95,7 @@ class StoreReader:
         self._ahead: dict[int, ReadAhead] = {}
         self._summary: Iterator[None] | None = None  # it is being made, of the file `_summarised`; those before are there
         self._summarised = 0
-        self.thinner = Thinner(journal, places, indexes, limits, self._summarise_again, is_back)
+        self.thinner = Thinner(journal, places, indexes, committed_upto, limits, self._summarise_again, is_back)
         self._pages = asyncio.Semaphore(limits.records_pages_at_once_max)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trilogue-read")
 

@@ -7,7 +7,8 @@ alone, a little at a time. Rules:
 
 1. A part is written anew when a quarter of it may be gone, or when one of its frames went bad and another store gave it back in
    another size. What it is worth is known when it is written: if that is too little, it stays as it was.
-2. What is gone is what the indexes say, of frames that are in them: these are committed.
+2. What is gone is what the indexes say, of frames that are in them, and that this store itself knows to be committed: an index
+   may be ahead of that, by its writer's word, and a next writer could still ask for such a frame, to send it on as it was.
 3. What was trimmed before this process began is counted once, in the background. Counts are estimates, and may be lost.
 """
 
@@ -46,6 +47,7 @@ class Thinner:
         journal: StoreJournal,
         places: Mapping[int, FramePlaces],
         indexes: IndexKeeper,
+        committed_upto: Callable[[int], int],
         limits: Limits,
         is_anew: Callable[[int], None],
         is_back: Callable[[int, int], None],
@@ -53,6 +55,7 @@ class Thinner:
         """`is_anew` hears of a file that was written anew, `is_back` of a frame (partition, index) that was put back in one."""
         self.files_thinned = 0
         self._journal, self._places, self._indexes = journal, places, indexes
+        self._committed_upto = committed_upto
         self._key_honoured_us = limits.key_honoured_ms * 1000
         self._gain_bytes = journal.part_bytes // GAIN_SHARE
         self._is_anew, self._is_back = is_anew, is_back
@@ -178,7 +181,9 @@ class Thinner:
         def left_of(partition: int, frame_index: int, place: Position, frame: bytes) -> bytes:
             index = self._indexes.indexes.get(partition)
             places = self._places.get(partition)
-            if index is None or places is None or frame_index > index.upto or places.at(frame_index) != place:
+            if index is None or places is None or places.at(frame_index) != place:
+                return frame
+            if frame_index > min(index.upto, self._committed_upto(partition)):
                 return frame
             if partition not in gone:
                 gone[partition] = index.gone()

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from trilogue.actors.protocol.errors import ProtocolError, Unavailable, UsageError
-from trilogue.actors.protocol.frames import Header, decode_frame
+from trilogue.actors.protocol.frames import Header
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.ranges import Member, PartitionRecord, decode_record, encode_record, record_key
 from trilogue.actors.protocol.register.charter import ERA, FOUNDERS, Charter, founders_of, is_first, rescued
 from trilogue.actors.protocol.register.proposal import NotInForce
 from trilogue.actors.protocol.register.votes import NO_BALLOT, vote_from_prepare
+from trilogue.actors.protocol.thinning import header_of
 from trilogue.actors.protocol.vocabulary import Code, FenceAnswer, Say, StoreView, TailEntry
 from trilogue.actors.register_client import RegisterClient
 from trilogue.actors.wire import Connection, Refused
@@ -343,7 +344,7 @@ class Rescue:
             frames = await self._connections[name].request(Say.FRAMES, partition, index, index)
         except Refused as refusal:
             raise Unavailable(f"{name} cannot read frame {index} of partition {partition}: {refusal.text}") from None
-        return decode_frame(frames[0], self._limits.frame_bytes_max) if frames else None
+        return header_of(frames[0], self._limits.frame_bytes_max) if frames else None
 
     def _check_recoveries(self, recoveries: dict[int, Recovery], *, accept_loss: bool) -> None:
         for partition, one in recoveries.items():

@@ -53,8 +53,15 @@ class Store:
         mark = f"{identity.store} {identity.log_id}"
         self.indexes = IndexKeeper(directory, mark, self.held.crc_at, SMALL)
         self.back: list[tuple[int, int]] = []
+        known = self.held.committed_upto
         self.thinner = Thinner(
-            self.journal, self.held.places, self.indexes, SMALL, lambda number: None, lambda *frame: self.back.append(frame)
+            self.journal,
+            self.held.places,
+            self.indexes,
+            known,
+            SMALL,
+            lambda number: None,
+            lambda *frame: self.back.append(frame),
         )
         self.catch_up()
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
+from trilogue.actors.protocol.frames import encode_frame
+from trilogue.actors.protocol.messages import RUN, pack_records
 from trilogue.actors.protocol.ranges import Member, PartitionRecord, Range, decode_record, encode_record
-from trilogue.actors.protocol.vocabulary import FenceAnswer, TailEntry
+from trilogue.actors.protocol.thinning import thinned
+from trilogue.actors.protocol.vocabulary import FenceAnswer, Say, TailEntry
+from trilogue.cluster.commands.rescue import Rescue, Wanted
 from trilogue.cluster.commands.rescue_plan import NOBODY, Holding, Recovery, is_nobody, least_ensemble, recover
 
 A, B, C = (Member(f"store-{k}", f"uuid {k}", 1) for k in (1, 2, 3))
@@ -123,3 +130,23 @@ def test_g8_the_least_ensemble_counts_no_place_that_nobody_has_taken() -> None:
     assert least_ensemble(3, []) == 3
     assert least_ensemble(3, [Range(1, (A, B))]) == 2
     assert least_ensemble(3, [Range(1, (A, NONE)), Range(1, (A, B, C))]) == 1
+
+
+class ThinPeer:
+    """A connection to a store that has thinned the frame that it is asked for."""
+
+    def __init__(self, frame: bytes) -> None:
+        self._frame = frame
+
+    async def request(self, say: Say, *items: Any) -> list[bytes]:
+        assert say == Say.FRAMES, items
+        return [self._frame]
+
+
+def test_a_thin_frame_tells_a_rescue_what_the_whole_one_would() -> None:
+    payload = pack_records([(RUN, "s", "ann/" + "0" * 32, 1, 1, 5, [1], [bytes(500)])])
+    whole, crc = encode_frame(log_id=7, partition=0, epoch=3, index=9, prev_crc=4, count=1, committed_upto=8, payload=payload)
+    peer: Any = ThinPeer(thinned(whole, lambda _: True, 0))
+    header = asyncio.run(Rescue(Wanted(("store-1",), 1, 1, 1), {"store-1": peer}, ())._header("store-1", 0, 9))
+    assert header is not None
+    assert (header.index, header.prev_crc, header.header_crc) == (9, 4, crc)

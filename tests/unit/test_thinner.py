@@ -178,6 +178,16 @@ def test_a_thin_frame_of_a_peer_is_put_back_so_that_the_journal_opens_again(stor
     again.journal.close()
 
 
+def test_a_frame_that_the_store_does_not_know_to_be_committed_stays_whole(store: Store) -> None:
+    """Its index may be ahead by its writer's word; the next writer asks for such a frame, and sends it on as it was."""
+    store.append((TRIM, "s", 401, 9))
+    store.catch_up()
+    store.held.state.partition(0).committed_upto = 20
+    store.thin()
+    assert store.thinner.files_thinned
+    assert {index for index in range(1, 200) if is_thin(store.frame(index))} <= {*range(1, 21)}
+
+
 def test_records_that_are_left_are_left_byte_for_byte(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for k in range(100):

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import islice
 from threading import Lock
 
 from trilogue.actors.journal import Position
@@ -21,6 +23,7 @@ from trilogue.actors.protocol.invariants import require
 
 _OFFSET_BITS = 36  # in units of the alignment: files of half a TiB
 _OFFSETS = (1 << _OFFSET_BITS) - 1
+_MOVED_AT_ONCE = 4096
 _new = tuple.__new__
 
 
@@ -40,10 +43,12 @@ class Places:
         where, size = self._where[at], self._sizes[at]
         return _new(Position, (where >> _OFFSET_BITS, (where & _OFFSETS) * ALIGNMENT, size * ALIGNMENT))
 
-    def __setitem__(self, at: int, position: Position) -> None:
-        file, offset, size = position
-        self._where[at] = file << _OFFSET_BITS | offset // ALIGNMENT
-        self._sizes[at] = size // ALIGNMENT
+    def move(self, at: int, old: int, new: int, size: int) -> bool:
+        """Put another place there, if `old` was the one: both as they are kept here."""
+        if self._where[at] != old:
+            return False
+        self._where[at], self._sizes[at] = new, size // ALIGNMENT
+        return True
 
     def append(self, position: Position) -> None:
         """Put a place behind all others."""
@@ -98,14 +103,16 @@ class FramePlaces:
             held = self._held(index)
             return held[0][held[1]] if held is not None else None
 
-    def move(self, index: int, old: Position, new: Position) -> bool:
-        """The frame lies elsewhere now, if this was its place."""
-        with self._lock:
-            held = self._held(index)
-            if held is None or held[0][held[1]] != old:
-                return False
-            held[0][held[1]] = new
-            return True
+    def move(self, file: int, moves: Iterable[tuple[int, int, int, int]]) -> None:
+        """These frames lie elsewhere in the file now: (index, where it lay, where it lies, its size now) each. Of another one
+        that lies at such an index by now nothing changes."""
+        start, moves = file << _OFFSET_BITS, iter(moves)
+        while some := list(islice(moves, _MOVED_AT_ONCE)):  # others wait for the lock
+            with self._lock:
+                for index, old, new, size in some:
+                    held = self._held(index)
+                    if held is not None:
+                        held[0].move(held[1], start | old // ALIGNMENT, start | new // ALIGNMENT, size)
 
     def _held(self, index: int) -> tuple[Places, int] | None:
         first, places = self.base, self._chain

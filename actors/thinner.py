@@ -163,12 +163,11 @@ class Thinner:
             anew.give_up()
             logger.warning("part %s of the journal is not written anew: %s", part, error)
             return
-        for partition, frame_index, old_offset, offset, size in anew.moves:
-            old = self._places[partition].at(frame_index)
-            if old is not None and (old.file, old.offset) == (anew.file, old_offset):
-                self._places[partition].move(frame_index, old, Position(anew.file, offset, size))
-                if old_offset in instead:
-                    self._is_back(partition, frame_index)
+        for partition in anew.moves.seen:
+            self._places[partition].move(anew.file, anew.moves.of(partition))
+        for partition, frame_index, old_offset, _, _ in anew.moves if instead else ():
+            if old_offset in instead:
+                self._is_back(partition, frame_index)
         journal.freed_bytes += anew.freed_bytes
         self.files_thinned += 1
         self._is_anew(anew.file)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from itertools import compress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -60,6 +61,16 @@ class Moves:
         self.old_offsets.append(old_offset)
         self.offsets.append(offset)
         self.sizes.append(size)
+
+    @property
+    def seen(self) -> set[int]:
+        """The partitions."""
+        return set(self.partitions)
+
+    def of(self, partition: int) -> Iterator[tuple[int, int, int, int]]:
+        """Those of one partition: (index, where it lay, where it lies, its size now)."""
+        rows = zip(self.indexes, self.old_offsets, self.offsets, self.sizes, strict=True)
+        return rows if self.seen == {partition} else compress(rows, map(partition.__eq__, self.partitions))
 
     def __iter__(self) -> Iterator[tuple[int, int, int, int, int]]:
         return iter(zip(self.partitions, self.indexes, self.old_offsets, self.offsets, self.sizes, strict=True))

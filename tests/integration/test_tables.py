@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from trilogue.client import Client, UsageError
+from trilogue.actors.protocol.ids import partition_of
+from trilogue.client import Client, HistoryTrimmed, UsageError
 from trilogue.client.reading.tables import tables_of
 from trilogue.cluster import read_sessions
 from trilogue.cluster.commands.find import Known
@@ -37,6 +38,22 @@ def test_table_of_a_session_is_its_history_whoever_sent_it_and_with_what_key(sys
             for name in ("sent_at", "stored_at"):
                 assert table[name].cast("int64").to_pylist() == [getattr(message, f"{name}_us") for message in messages]
             assert (await bob.table("tables", after=7, limit=100)).to_pylist() == table.slice(7, 100).to_pylist()
+
+    run(talk())
+
+
+def test_table_of_a_trimmed_session_says_where_it_begins_and_so_does_the_list_of_sessions(system: Any) -> None:
+    async def talk() -> None:
+        async with Client(sender="ann") as client:
+            await asyncio.gather(*(client.send("trimmed-table", b"%d" % k) for k in range(10)))
+            assert await client.trim("trimmed-table", before=6) == 6
+            with pytest.raises(HistoryTrimmed) as trimmed:
+                await client.table("trimmed-table")
+            assert (trimmed.value.session, trimmed.value.first_available) == ("trimmed-table", 6)
+            assert (await client.table("trimmed-table", after=5))["seq"].to_pylist() == [6, 7, 8, 9, 10]
+            tables = tables_of(client)
+            holder = tables.holder(partition_of("trimmed-table", await tables.partitions()))
+            assert ("trimmed-table", 6, 10) in [one async for one in tables.sessions(holder)]
 
     run(talk())
 

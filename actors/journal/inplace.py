@@ -1,8 +1,8 @@
 """One stored frame, read again from the disk, and written again where it lies.
 
-Owns the two acts on a journal that is open. It must not know when they are due (``scrubber``) or where good bytes come from. A
-frame's bytes never change and have a fixed size, so writing the right ones where they were is idempotent, and a crash in the
-middle leaves what was there before: a damaged frame. Any thread may call these. Rules:
+Owns the two acts on a journal that is open. It must not know when they are due (``store.scrubber``) or where good bytes come
+from. A frame's bytes never change and have a fixed size, so writing the right ones where they were is idempotent, and a crash
+in the middle leaves what was there before: a damaged frame. Any thread may call these. Rules:
 
 1. What is read comes from the disk, not from cached pages.
 2. Nothing is written but the very frame that was stored there: its `header_crc` is what the store has known since then.

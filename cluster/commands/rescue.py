@@ -31,7 +31,7 @@ from trilogue.actors.protocol.register.proposal import NotInForce
 from trilogue.actors.protocol.register.votes import NO_BALLOT, vote_from_prepare
 from trilogue.actors.protocol.thinning import header_of
 from trilogue.actors.protocol.vocabulary import Code, FenceAnswer, Say, StoreView, TailEntry
-from trilogue.actors.register_client import RegisterClient
+from trilogue.actors.replication.register_client import RegisterClient
 from trilogue.actors.wire import Connection, Refused
 from trilogue.cluster.commands.find import Known
 from trilogue.cluster.commands.rescue_plan import NOBODY, Holding, Recovery, least_ensemble, recover

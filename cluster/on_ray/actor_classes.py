@@ -11,9 +11,10 @@ import os
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from trilogue.actors import session_actor, store_actor
 from trilogue.actors.config import NOBODY, SessionConfig, StoreConfig
 from trilogue.actors.redis_journal.place import is_redis
+from trilogue.actors.session import actor as session_actor
+from trilogue.actors.store import actor as store_actor
 from trilogue.actors.wire import join_address
 from trilogue.cluster.on_ray import supervisor
 from trilogue.cluster.on_ray.address_book import RayAddressBook

@@ -20,7 +20,7 @@ from trilogue.actors.protocol.errors import ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.register.charter import founders_of
 from trilogue.actors.pump import spawn
-from trilogue.actors.register_client import RegisterClient
+from trilogue.actors.replication.register_client import RegisterClient
 from trilogue.actors.wire import Connection
 from trilogue.cluster.on_ray.charter_watch import CharterWatch
 

@@ -21,8 +21,8 @@ from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.ranges import record_key
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.pump import guarded, settle_process, spawn
+from trilogue.actors.replication.where import where
 from trilogue.actors.server import Server, answer_later, listen_preferring
-from trilogue.actors.where import where
 from trilogue.actors.wire import Connection, Refused, connect, join_address
 from trilogue.cluster.on_ray.orders import Orders
 from trilogue.cluster.on_ray.register_keeper import RegisterKeeper

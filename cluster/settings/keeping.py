@@ -1,7 +1,7 @@
 """How long messages are kept, and how many bytes of them: between what people write and numbers.
 
 Owns the words of both settings. It must not know where they are stored, nor how messages are let go
-(``trilogue.actors.retention``). Rules:
+(``trilogue.actors.session.retention``). Rules:
 
 1. 0 is the number for "keep everything". Nobody writes it: "keep for 0" could as well mean "keep nothing", and what is gone is
    gone. People write `forever` and `all`.

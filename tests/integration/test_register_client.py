@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from trilogue.actors.acceptor import VOTES, Acceptor
 from trilogue.actors.protocol.errors import ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.register.charter import CHARTER_KEY, Charter, encode_charter
 from trilogue.actors.protocol.register.proposal import CompareAndSet, Found, NotInForce, Set
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.actors.register_client import RegisterClient
+from trilogue.actors.replication.register_client import RegisterClient
 from trilogue.actors.server import Server
+from trilogue.actors.store.acceptor import VOTES, Acceptor
 from trilogue.actors.wire import Connection, connect
 
 TOKEN = "the token"

@@ -16,7 +16,7 @@ from trilogue.actors.protocol.messages import Ack
 from trilogue.actors.protocol.ranges import decode_record, record_key
 from trilogue.actors.protocol.register.charter import ERA, founders_of
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.actors.register_client import RegisterClient
+from trilogue.actors.replication.register_client import RegisterClient
 from trilogue.cluster.commands.rescue import Facts, Rescue, Wanted
 from trilogue.cluster.commands.rescue_plan import is_nobody
 from trilogue.cluster.commands.streams import connection_to

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from trilogue.actors import store_actor, store_reader
 from trilogue.actors.config import StoreConfig
 from trilogue.actors.protocol.errors import Corrupt
 from trilogue.actors.protocol.frames import encode_frame
 from trilogue.actors.protocol.messages import RUN, Run, pack_records
 from trilogue.actors.protocol.vocabulary import Code, Say
-from trilogue.actors.store_actor import StoreActor
+from trilogue.actors.store import actor as store_actor
+from trilogue.actors.store import reader as store_reader
+from trilogue.actors.store.actor import StoreActor
 from trilogue.actors.wire import Connection, Refused, connect
 
 TOKEN, LOG_ID, SENDER = "the token", 7, "a/" + "0" * 32

@@ -17,9 +17,9 @@ from trilogue.actors.protocol.frames import encode_frame
 from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import RUN, Gone, Run, pack_records
 from trilogue.actors.protocol.thinning import find_record, header_of
-from trilogue.actors.store_contents import StoreContents
-from trilogue.actors.store_places import FramePlaces
-from trilogue.actors.thinner import Thinner
+from trilogue.actors.store.contents import StoreContents
+from trilogue.actors.store.places import FramePlaces
+from trilogue.actors.store.thinner import Thinner
 
 LOG_ID, EPOCH = 7, 1
 ANN = "ann/" + "0" * 32

@@ -95,7 +95,7 @@ def test_contracts_of_import_linter_cover_every_folder_and_module_of_the_actors(
 
 
 @pytest.mark.parametrize(
-    "module", ["trilogue.client", "trilogue.actors", "trilogue.actors.session_actor", "trilogue.actors.store_actor"]
+    "module", ["trilogue.client", "trilogue.actors", "trilogue.actors.session.actor", "trilogue.actors.store.actor"]
 )
 def test_public_import_imports_neither_ray_nor_arrow(module: str) -> None:
     slow = "('ray', 'pyarrow', 'numpy')"

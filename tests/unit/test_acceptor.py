@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from trilogue.actors import acceptor as acceptors
-from trilogue.actors.acceptor import FILE, VOTES, Acceptor
 from trilogue.actors.protocol.errors import Corrupt, DirectoryUnusable, NewerFormat, ProtocolError, WrongCluster
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.register.charter import ERA
 from trilogue.actors.protocol.vocabulary import Code, Say
+from trilogue.actors.store import acceptor as acceptors
+from trilogue.actors.store.acceptor import FILE, VOTES, Acceptor
 from trilogue.actors.wire import Refused
 
 CHARTER = {"store-1": "me", "store-2": "you", "store-3": "she"}

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from trilogue.actors import pump, session_actor, store_actor
+from trilogue.actors import pump
 from trilogue.actors.config import SessionConfig, StoreConfig
 from trilogue.actors.protocol.errors import Unavailable
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.actors.session_actor import SessionActor
-from trilogue.actors.store_actor import StoreActor
+from trilogue.actors.session import actor as session_actor
+from trilogue.actors.session.actor import SessionActor
+from trilogue.actors.store import actor as store_actor
+from trilogue.actors.store.actor import StoreActor
 from trilogue.actors.wire import connect
 
 DEADLINE_S = 30

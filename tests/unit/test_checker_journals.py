@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from history_checker import Holding, Kind, read_register, read_store, truth_of
-from trilogue.actors.acceptor import Acceptor
 from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.journal import FenceRecord, FillRecord, JoinRecord, Journal, open_identity, try_lock
 from trilogue.actors.journal.records import encode_control
@@ -19,6 +18,7 @@ from trilogue.actors.protocol.messages import TRIM, pack_records
 from trilogue.actors.protocol.ranges import Member, PartitionRecord, Range, encode_record
 from trilogue.actors.protocol.thinning import placed, thinned
 from trilogue.actors.protocol.vocabulary import Say
+from trilogue.actors.store.acceptor import Acceptor
 from trimmed_store import Store, filled
 
 LOG_ID = 4711

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from trilogue.actors import lookups
-from trilogue.actors.lookups import TRIES, Lookups
 from trilogue.actors.protocol.errors import Unavailable
 from trilogue.actors.protocol.submissions import LookedUp, LookUp, Told
-from trilogue.actors.replicated_log import ReplicatedLog
+from trilogue.actors.replication.replicated_log import ReplicatedLog
+from trilogue.actors.session import lookups
+from trilogue.actors.session.lookups import TRIES, Lookups
 
 ALICE = "alice/" + "0" * 32
 ORDER = LookUp(5, [("s", [ALICE], []), ("t", [], []), ("u", [], [])])

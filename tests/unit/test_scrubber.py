@@ -14,13 +14,13 @@ from trilogue.actors.journal import Journal, JournalBroken, Position, open_ident
 from trilogue.actors.journal import inplace as inplace_module
 from trilogue.actors.journal.inplace import check_in_place, rewrite_in_place
 from trilogue.actors.journal.salvage import FrameKey
-from trilogue.actors.mender import mend
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
 from trilogue.actors.protocol.frames import Header, decode_frame, encode_frame
 from trilogue.actors.protocol.holdings import Fence, PartitionState
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, KIB, Limits
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.actors.scrubber import BATCH_BYTES, FRAME_COST_BYTES, Held, Round, Scrubber, Target
+from trilogue.actors.replication.mender import mend
+from trilogue.actors.store.scrubber import BATCH_BYTES, FRAME_COST_BYTES, Held, Round, Scrubber, Target
 
 LOG_ID = 7
 LIMITS = replace(DEFAULT_LIMITS, scrub_bytes_per_s=100 * KIB, scrub_round_ms=1)

@@ -12,8 +12,8 @@ import pytest
 from trilogue.actors.protocol.messages import FLOOR, KEYED, TRIM
 from trilogue.actors.protocol.thinning import header_of, is_thin, items_of, placed
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.actors.scrubber import Held, Scrubber
-from trilogue.actors.store_reader import StoreReader
+from trilogue.actors.store.reader import StoreReader
+from trilogue.actors.store.scrubber import Held, Scrubber
 from trimmed_store import ANN, BODY, FOR_EVER, SMALL, Store, filled, run, seqs
 
 

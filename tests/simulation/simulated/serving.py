@@ -1,6 +1,6 @@
 """What a SessionActor does for its clients: the product's `Sequencer` and `Subscriptions`, and the glue of their shells.
 
-Owns no rule of its own: what `session_actor`, `lookups`, `reads` and `readers` do with events and effects is done here without
+Owns no rule of its own: what `session.actor`, `lookups`, `reads` and `readers` do with events and effects is done here without
 sockets.
 """
 

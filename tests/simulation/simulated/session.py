@@ -1,6 +1,6 @@
 """A SessionActor: the product's `PartitionWriter`, and the glue of its shells; what it does for clients stands in ``serving``.
 
-Owns no rule of its own: what `replicated_log` and `session_actor` do with events and effects is done here without sockets.
+Owns no rule of its own: what `replicated_log` and `session.actor` do with events and effects is done here without sockets.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A store: the product's `StoreState` and indexes around a disk that loses what was not synced.
 
-Owns the disk (a list of entries, of which a prefix is synced) and the glue that `store_actor` is in production.
+Owns the disk (a list of entries, of which a prefix is synced) and the glue that `store.actor` is in production.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Entry = bytes | Fence | Join | Fill | str
 
 
 class Frames:
-    """The frames on a disk, by index: a plain copy of what ``store_places`` knows."""
+    """The frames on a disk, by index: a plain copy of what ``store.places`` knows."""
 
     def __init__(self) -> None:
         self.base = 1

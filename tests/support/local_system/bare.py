@@ -150,8 +150,8 @@ def _nothing(*_: Any) -> None:
 
 async def run(config: dict[str, Any]) -> None:
     """Be the actor until the end."""
-    from trilogue.actors.session_actor import SessionActor
-    from trilogue.actors.store_actor import StoreActor
+    from trilogue.actors.session.actor import SessionActor
+    from trilogue.actors.store.actor import StoreActor
 
     book = config.pop("book", None)
     config["limits"] = Limits(**config["limits"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from trilogue.actors.config import SessionConfig
 from trilogue.actors.protocol.errors import Unavailable
 from trilogue.actors.protocol.vocabulary import Say
-from trilogue.actors.session_actor import SessionActor
+from trilogue.actors.session.actor import SessionActor
 from trilogue.actors.wire import connect
 
 NAME = "session-rival"

@@ -25,9 +25,9 @@ from trilogue.actors.protocol.store import (
     Tell,
     WriteFrame,
 )
-from trilogue.actors.store_actor import record_of
-from trilogue.actors.store_contents import StoreContents
-from trilogue.actors.store_places import FramePlaces
+from trilogue.actors.store.actor import record_of
+from trilogue.actors.store.contents import StoreContents
+from trilogue.actors.store.places import FramePlaces
 
 LOG_ID, LENGTH, PARTITIONS = 7, 16, 2
 

@@ -16,7 +16,7 @@ from trilogue.actors.journal.files import FileReader, summary_path
 from trilogue.actors.journal.summary import summarise
 from trilogue.actors.protocol.errors import Corrupt
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS
-from trilogue.actors.store_contents import StoreContents
+from trilogue.actors.store.contents import StoreContents
 
 FRAMES = 60
 LOG_ID = 0x1122334455667788

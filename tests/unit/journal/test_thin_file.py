@@ -24,7 +24,7 @@ from trilogue.actors.protocol.limits import DEFAULT_LIMITS
 from trilogue.actors.protocol.messages import RUN, pack_records
 from trilogue.actors.protocol.store import FillAsked, JoinAsked, StoreState, WriteFill
 from trilogue.actors.protocol.thinning import header_of, is_thin, items_of, thinned
-from trilogue.actors.store_contents import StoreContents
+from trilogue.actors.store.contents import StoreContents
 
 LOG_ID, CLUSTER = 0x1122334455667788, "cluster-a"
 ANN = "ann/" + "0" * 32

@@ -27,7 +27,7 @@ from trilogue.actors.journal.thin_file import Thin
 from trilogue.actors.protocol.errors import Corrupt, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.thinning import thinned
-from trilogue.actors.store_places import FramePlaces
+from trilogue.actors.store.places import FramePlaces
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from trilogue.actors.journal import DirectoryLock, Identity, Journal, StoreJourn
 from trilogue.actors.protocol.errors import Corrupt, DirectoryInUse, ServerUnusable
 from trilogue.actors.redis_journal.opening import Opening, open_redis_journal
 from trilogue.actors.redis_journal.place import parse_place
-from trilogue.actors.store_contents import StoreContents
+from trilogue.actors.store.contents import StoreContents
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What a partition's writer lets go by itself: messages that are too old, or more than may be kept (issue 4).
 
-Owns when it looks, and what it puts into the log. It must not know how stores give disk space back (``thinner``), nor which
-messages a frame holds: a store is asked up to where the log is old. Rules:
+Owns when it looks, and what it puts into the log. It must not know how stores give disk space back (``store.thinner``), nor
+which messages a frame holds: a store is asked up to where the log is old. Rules:
 
 1. A floor is put into the log and counts from its commit on, as a trim by hand does. It never goes down.
 2. A store measures age by the log's own times (`stored_at_us`), from this writer's clock back: a clock that jumps ahead lets
@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from trilogue.actors.config import SessionConfig
 from trilogue.actors.protocol.errors import Unavailable
 from trilogue.actors.protocol.messages import FLOOR, Floor
-from trilogue.actors.reads import Note
+from trilogue.actors.session.reads import Note
 
 KEEP_ALL_BYTES = 1 << 62
 

@@ -21,7 +21,7 @@ from trilogue.actors.protocol.keys import KnownKey
 from trilogue.actors.protocol.submissions import LookedUp, LookUp, Question, Told
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.pump import end_process, spawn
-from trilogue.actors.replicated_log import ReplicatedLog
+from trilogue.actors.replication.replicated_log import ReplicatedLog
 
 ASK_AGAIN_S = 0.2
 TRIES = 5

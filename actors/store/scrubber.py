@@ -1,7 +1,7 @@
 """Re-reading old frames before somebody needs them, and taking back the ones that went bad.
 
 Owns which frame is read next and when, and the list of bad ones. It must not know connections or peers: a store has none. Its
-partition's writer asks for the list, fetches the frames from other stores and sends them back (``mender``). Rules:
+partition's writer asks for the list, fetches the frames from other stores and sends them back (``replication.mender``). Rules:
 
 1. Reading is bounded: `scrub_bytes_per_s`, where each frame costs `FRAME_COST_BYTES` more than it has, and one round every
    `scrub_round_ms`. What was not read while the store was busy is not caught up.
@@ -11,7 +11,7 @@ partition's writer asks for the list, fetches the frames from other stores and s
 4. What a peer sends is written only if it is the very frame that was stored: its CRC has been known since. So damage on a
    minority never spreads, whoever sends. A thin frame's bytes differ from store to store: for one, the file is
    written anew.
-5. The files are read in the reader's thread (``store_reader``), in which frames move.
+5. The files are read in the reader's thread (``reader``), in which frames move.
 """
 
 from __future__ import annotations

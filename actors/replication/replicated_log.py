@@ -21,8 +21,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from trilogue.actors.config import AddressBook, SessionConfig
-from trilogue.actors.errands import Errands, WriterOrder
-from trilogue.actors.mender import mend
 from trilogue.actors.protocol.ensemble import Wish
 from trilogue.actors.protocol.errors import ProtocolError, Unavailable
 from trilogue.actors.protocol.log import LogWriter
@@ -42,9 +40,11 @@ from trilogue.actors.protocol.replication import (
 from trilogue.actors.protocol.vocabulary import APPEND, STORED, Code, Say, StoreView
 from trilogue.actors.protocol.writer import PartitionWriter, Recovered
 from trilogue.actors.pump import end_process, guarded, spawn
-from trilogue.actors.register_client import RegisterClient
-from trilogue.actors.store_links import StoreLinks
-from trilogue.actors.where import where
+from trilogue.actors.replication.errands import Errands, WriterOrder
+from trilogue.actors.replication.mender import mend
+from trilogue.actors.replication.register_client import RegisterClient
+from trilogue.actors.replication.store_links import StoreLinks
+from trilogue.actors.replication.where import where
 from trilogue.actors.wire import Connection, Refused, pack
 
 logger = logging.getLogger(__name__)

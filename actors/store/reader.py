@@ -47,8 +47,8 @@ from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.submissions import Question
 from trilogue.actors.protocol.thinning import find_record, holds_messages, last_stored
 from trilogue.actors.protocol.vocabulary import Piece, Say
-from trilogue.actors.store_places import FramePlaces
-from trilogue.actors.thinner import Thinner
+from trilogue.actors.store.places import FramePlaces
+from trilogue.actors.store.thinner import Thinner
 from trilogue.actors.wire import Connection
 
 logger = logging.getLogger(__name__)

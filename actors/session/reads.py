@@ -27,8 +27,8 @@ from trilogue.actors.protocol.messages import TRIM, Floor, Trim
 from trilogue.actors.protocol.submissions import Wanted
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.actors.pump import spawn
-from trilogue.actors.readers import Page, Readers
 from trilogue.actors.server import answer_later
+from trilogue.actors.session.readers import Page, Readers
 from trilogue.actors.wire import Connection
 
 T = TypeVar("T")

@@ -1,8 +1,8 @@
 """The owner of one partition, or a spare: it serialises its sessions' messages and answers their readers (design §4, §8, §9).
 
 Owns the streams to clients, and the way of a message between the pure machines: ``protocol.sequencer`` gives seqs,
-``replicated_log`` makes frames durable, ``reads`` answers readers and ``readers`` tells them. It must not know Ray or files.
-Rules:
+``replication.replicated_log`` makes frames durable, ``reads`` answers readers and ``readers`` tells them. It must not know Ray
+or files. Rules:
 
 1. What waits is framed at once while the log's window has room; there is no timer in the way of a message.
 2. Nothing is submitted here before `OPEN` was said; `WAITING` says why not yet, and whether reads are served meanwhile.
@@ -21,7 +21,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from trilogue.actors.config import AddressBook, SessionConfig
-from trilogue.actors.lookups import Lookups
 from trilogue.actors.protocol.errors import ProtocolError, Unavailable
 from trilogue.actors.protocol.messages import Floor, Numbered, Trim, pack_records, unpack_record
 from trilogue.actors.protocol.sequencer import Sequencer
@@ -43,11 +42,12 @@ from trilogue.actors.protocol.submissions import (
 )
 from trilogue.actors.protocol.vocabulary import ACKED, SUBMIT, Code, Say
 from trilogue.actors.pump import guarded, settle_process, spawn
-from trilogue.actors.readers import Readers
-from trilogue.actors.reads import Reads
-from trilogue.actors.replicated_log import ReplicatedLog
-from trilogue.actors.retention import Retention
+from trilogue.actors.replication.replicated_log import ReplicatedLog
 from trilogue.actors.server import Server, answer_later, listen_preferring
+from trilogue.actors.session.lookups import Lookups
+from trilogue.actors.session.readers import Readers
+from trilogue.actors.session.reads import Reads
+from trilogue.actors.session.retention import Retention
 from trilogue.actors.wire import Connection
 from trilogue.actors.wire import Refused as RequestRefused
 

@@ -35,8 +35,8 @@ from trilogue.actors.protocol.takeover import AskHeard, FenceRefused, Fetch, Fet
 from trilogue.actors.protocol.vocabulary import Code, FenceAnswer, Say, StoreView, TailEntry
 from trilogue.actors.protocol.writer import PartitionWriter
 from trilogue.actors.pump import spawn
-from trilogue.actors.register_client import RegisterClient
-from trilogue.actors.store_links import StoreLinks
+from trilogue.actors.replication.register_client import RegisterClient
+from trilogue.actors.replication.store_links import StoreLinks
 from trilogue.actors.wire import Connection, Refused
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from trilogue.actors.journal import Entry, FenceRecord, FrameFilled, FrameFound,
 from trilogue.actors.protocol.holdings import Fence
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.store import StoreState, Write, WriteFill, WriteFrame, WriteJoin
-from trilogue.actors.store_places import FramePlaces
+from trilogue.actors.store.places import FramePlaces
 
 
 class StoreContents:

@@ -27,7 +27,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from trilogue.actors.acceptor import VOTES, Acceptor
 from trilogue.actors.config import StoreConfig
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.journal import (
@@ -62,11 +61,12 @@ from trilogue.actors.protocol.store import (
 )
 from trilogue.actors.protocol.vocabulary import APPEND, Code, Say
 from trilogue.actors.pump import end_process, guarded, settle_process, spawn
-from trilogue.actors.scrubber import Held, Scrubber
 from trilogue.actors.server import Server, answer_later, listen_preferring
-from trilogue.actors.store_contents import StoreContents
-from trilogue.actors.store_opening import check_identity, lock_when_free, open_journal
-from trilogue.actors.store_reader import READS, StoreReader
+from trilogue.actors.store.acceptor import VOTES, Acceptor
+from trilogue.actors.store.contents import StoreContents
+from trilogue.actors.store.opening import check_identity, lock_when_free, open_journal
+from trilogue.actors.store.reader import READS, StoreReader
+from trilogue.actors.store.scrubber import Held, Scrubber
 from trilogue.actors.wire import Connection
 
 logger = logging.getLogger(__name__)

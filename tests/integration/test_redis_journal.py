@@ -228,7 +228,7 @@ def test_a_replica_is_refused_and_so_is_a_master_that_becomes_one_G9(
 
 def test_replicas_that_are_asked_for_have_it_on_disk_or_it_is_not_stored(new_server: NewServer, tmp_path: Path) -> None:
     server = new_server(**DURABLE)
-    store = RedisStore(server, tmp_path / "store-1", Limits(redis_timeout_ms=2_000), options="?replicas=1")
+    store = RedisStore(server, tmp_path / "store-1", Limits(redis_timeout_ms=4_000), options="?replicas=1")
     if not can_wait(server):
         with pytest.raises(ServerUnusable, match="it cannot wait for replicas' disks"):
             store.open()

@@ -29,10 +29,11 @@ check: $(READY)  ## ruff, mypy strict, import-linter
 	$(BIN)/lint-imports --no-cache
 
 test: check      ## set up, check, then every test but the long ones
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -n auto tests/unit tests/tidy
+	$(BIN)/pytest -m "not long" --ignore=tests/unit --ignore=tests/tidy
 
 fault: $(READY)  ## the long runs with real processes
-	$(BIN)/pytest -m long tests/fault
+	$(BIN)/pytest -m long --ignore=tests/unit --ignore=tests/tidy
 
 soak: $(READY)   ## the simulation until Ctrl-C (SOAK="--seeds 20000", SOAK="--minutes 30")
 	$(BIN)/python tests/simulation/soak.py $(SOAK)

@@ -125,6 +125,7 @@ def answer_to(system: BareSystem, message: Message) -> list[Any]:
     return answered
 
 
+@pytest.mark.long
 def test_it_may_grow_by_a_spare_store_which_takes_the_place_of_a_killed_one_and_is_filled_g2_g11() -> None:
     system = LocalSystem(2)
     try:

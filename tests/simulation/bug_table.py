@@ -60,8 +60,9 @@ class Found(NamedTuple):
         return f"{self.seeds}: {kind_of(self.anomaly)}" if self.seeds else "not found"
 
 
-def first_anomaly(name: str, without_invariants: bool = False) -> Found:
-    """Plays the bug's stories until one shows it. Leaves the bug planted: call it in a process of its own.
+def first_anomaly(name: str, without_invariants: bool = False, known: int = 0) -> Found:
+    """Plays the bug's stories until one shows it, first the one that is known to. Leaves the bug planted: call it in a process
+    of its own.
 
     An exception is no merit of the net's: a patch may be at odds with what it was put into.
     """
@@ -69,7 +70,8 @@ def first_anomaly(name: str, without_invariants: bool = False) -> Found:
     planted.plant(bug, setattr)
     if without_invariants:
         planted.take_out_invariants(setattr)
-    for seed in range(min(bug.seeds, ALONE_SEEDS_MAX) if without_invariants else bug.seeds):
+    seeds = range(min(bug.seeds, ALONE_SEEDS_MAX) if without_invariants else bug.seeds)
+    for seed in (*seeds[known - 1 : known], *seeds):
         if (found := anomalies_of(seed, bug.profile)) and kind_of(found[0]) != "crash":
             return Found(seed + 1, found[0])
     return Found(0, "")
@@ -103,6 +105,12 @@ def table(rows: dict[str, str]) -> str:
         parts.append(f"## {title}\n\n{REGISTER_COLUMNS}" + "\n".join(rows[name] for name in names) + "\n\n")
     absent = "\n".join(f"- `{name}`: {why}." for name, why in planted.ABSENT.items())
     return "".join(parts) + f"Not planted:\n\n{absent}\n"
+
+
+def known_seeds(page: str) -> dict[str, int]:
+    """After how many stories each bug was found when the page was made."""
+    seeds = {name: line.split(" | ")[3].partition(" ")[0] for name, line in rows_of(page).items() if name in planted.BUGS}
+    return {name: int(seed) for name, seed in seeds.items() if seed.isdigit()}
 
 
 def rows_of(page: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from bug_table import TABLE, first_anomaly
+from bug_table import TABLE, first_anomaly, known_seeds
 from simulated.bugs import ABSENT, BUGS, CAUGHT_BY_THE_JUDGE_ALONE, LOG_MODEL
 from simulated.checker import judge
 from simulated.plan import FAULTS
@@ -146,8 +146,10 @@ def test_a_link_that_is_up_2_s_and_down_5_s_for_5_minutes_under_steady_sending_g
 
 @pytest.mark.timeout(900)
 def test_each_planted_bug_is_noticed_within_its_seeds(pool: ProcessPoolExecutor) -> None:
-    names = list(BUGS)
-    found = dict(zip(names, pool.map(first_anomaly, names), strict=True))
+    """The story that the table names is played first: a minute instead of three. Where a change has moved it, all are."""
+    names, known = list(BUGS), known_seeds(TABLE.read_text())
+    seeds = [known.get(name, 0) for name in names]
+    found = dict(zip(names, pool.map(first_anomaly, names, [False] * len(names), seeds), strict=True))
     assert [name for name in names if not found[name].seeds] == []
 
 

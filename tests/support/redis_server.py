@@ -8,9 +8,9 @@ fixtures are there for every test::
         server.kill()
         server.restart()
 
-A test that uses `new_server` runs once for each server of `SERVERS` that is on this machine; one that needs a certain server is
-parametrised over `redis_binary` with `indirect=True`. The set-up fetches both (`tests/support/fetch_redis.sh`, `make redis`);
-REDIS_SERVER and VALKEY_SERVER name others.
+A test that uses `new_server` runs for each server of `SERVERS` that is on this machine: for the first in `make test`, for the
+others in `make fault`. One that needs a certain server is parametrised over `redis_binary` with `indirect=True`. The set-up
+fetches both (`tests/support/fetch_redis.sh`, `make redis`); REDIS_SERVER and VALKEY_SERVER name others.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def binaries() -> list[str]:
     return [name for name in SERVERS if find_server(name)] or [SERVERS[0]]
 
 
-@pytest.fixture(params=binaries())
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.long] * (k > 0)) for k, name in enumerate(binaries())])
 def redis_binary(request: pytest.FixtureRequest) -> Path:
     """The path of a server's binary."""
     binary = find_server(request.param)

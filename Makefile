@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench redis test check fault soak bugs clean help
+.PHONY: bench redis test check fault campaigns soak bugs clean help
 
 help:            ## what can be made here
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,7 +33,10 @@ test: check      ## set up, check, then every test but the long ones
 	$(BIN)/pytest -m "not long" --ignore=tests/unit --ignore=tests/tidy
 
 fault: $(READY)  ## the long runs with real processes
-	$(BIN)/pytest -m long --ignore=tests/unit --ignore=tests/tidy
+	$(BIN)/pytest -m "long and not longer" --ignore=tests/unit --ignore=tests/tidy
+
+campaigns: $(READY)  ## the long campaigns with stores on Redis: half an hour
+	$(BIN)/pytest -m longer tests/fault
 
 soak: $(READY)   ## the simulation until Ctrl-C (SOAK="--seeds 20000", SOAK="--minutes 30")
 	$(BIN)/python tests/simulation/soak.py $(SOAK)

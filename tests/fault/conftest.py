@@ -40,6 +40,13 @@ def kinds_of_stores() -> list[Any]:
     ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long campaigns with stores on Redis take half an hour: `make campaigns` runs them, not `make fault`."""
+    for item in items:
+        if item.path.name == "test_long_campaigns.py" and "on-redis" in item.name:
+            item.add_marker(pytest.mark.longer)
+
+
 def system_of(server: str | None, kinds: tuple[str, ...]) -> LocalSystem:
     """A system of this kind, not started yet."""
     if server is None:

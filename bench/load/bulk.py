@@ -5,12 +5,14 @@ know how either is made. Rules:
 
 1. A `table` is read once before the clock runs: the store is warm, and its index has caught up. Then `READS` times; each is
    judged.
-2. An `export` runs in a process that has done nothing else; its memory is the greatest resident size above what it had before.
-   What was written is read with pyarrow alone, and each row is judged.
+2. An `export` begins when the stores rest: each of them has indexed what was sent. It runs in a process that has done nothing
+   else; its memory is the greatest resident size above what it had before. What was written is read with pyarrow alone, and
+   each row is judged.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 from collections.abc import Sequence
@@ -26,10 +28,13 @@ from trilogue.bench.load.pouring import Pulse
 from trilogue.bench.load.verification import Verdict
 from trilogue.client import Client
 from trilogue.cluster.commands.find import Known
+from trilogue.cluster.commands.status import gather
 from trilogue.cluster.export.exporting import Chosen, export
 
 READS = 5
 BATCH_ROWS = 64 * 1024
+REST_S = 120.0
+LOOK_AGAIN_S = 0.5
 MIB = 1024 * 1024
 
 
@@ -113,6 +118,8 @@ async def export_all(job: Job, pulse: Pulse) -> Report:
     known = Known(job.address.split(","), job.token or "", None)
     # In a system that others use too, the sessions are named.
     chosen = Chosen([plan.name(session) for session in range(plan.sessions)] if job.prefix else [], None, 0)
+    pulse.enter("waiting until the stores rest", 0)
+    await _rest(known)
     pulse.enter("exporting", job.messages)
     gc.collect()
     meter = CpuMeter(job.pids)
@@ -135,6 +142,16 @@ async def export_all(job: Job, pulse: Pulse) -> Report:
         seconds=[seconds], grew_mib=round(grew / MIB, 1), files=len(files), file_bytes=sum(f.stat().st_size for f in files)
     )
     return report_of(job.messages, plan.sessions, seconds, Histogram(), cpu_s, verdict).model_copy(update={"bulk": bulk})
+
+
+async def _rest(known: Known) -> None:
+    """Wait until every store has indexed what it knows to be committed, or for `REST_S` at most."""
+    deadline = time.monotonic() + REST_S
+    while time.monotonic() < deadline:
+        stores = (await gather(known))["stores"]
+        if all(store["index"]["percent"] == 100 for store in stores):
+            return
+        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 def _judge_files(plan: Plan, files: Sequence[Path], pulse: Pulse, messages: int) -> Verdict:

@@ -273,6 +273,7 @@ def test_stopped_stores_make_send_say_that_the_message_may_have_been_stored_and_
     assert [json.loads(line)["text"] for line in lines] == ["one", "two"]
 
 
+@pytest.mark.long
 def test_kill_9_of_everything_then_up_has_all_that_was_acked(running: Shell) -> None:
     """G2, G3, G11: raylet and GCS included."""
     for number in range(1, 4):

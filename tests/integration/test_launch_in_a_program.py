@@ -58,6 +58,7 @@ def processes_of(data: Path) -> list[int]:
     return holders
 
 
+@pytest.mark.long
 def test_a_killed_program_loses_nothing_and_the_next_one_goes_on(tmp_path: Path, environment: dict[str, str]) -> None:
     """G2, G3: the program and its whole Ray die at once; the data is launched again, with a spare store that it had not."""
     data = tmp_path / "data"

@@ -37,7 +37,7 @@ class Anew(Protocol):
         ...
 
     def take_place(self) -> None:
-        """The last step. Raises as `write` does."""
+        """The last step. Raises as `write` does, when nothing happened, or `JournalBroken`, when that is not known."""
         ...
 
     def give_up(self) -> None:

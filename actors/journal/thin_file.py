@@ -20,7 +20,7 @@ from itertools import compress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from trilogue.actors.journal.files import FileReader, file_path, summary_path, sync_directory
+from trilogue.actors.journal.files import FileReader, JournalBroken, file_path, summary_path, sync_directory
 from trilogue.actors.journal.identity import Identity
 from trilogue.actors.journal.records import (
     FILE_FORMAT,
@@ -120,10 +120,16 @@ class ThinFile:
         yield from self._read_back(end)
 
     def take_place(self) -> None:
-        """Let the new file have the old one's name. From then on the frames lie where `moves` says. Raises `OSError`."""
+        """Let the new file have the old one's name. From then on the frames lie where `moves` says.
+
+        Raises `OSError` (nothing happened), or `JournalBroken`: which file has the name is unknown, and the process must end.
+        """
         os.rename(self._temporary, self._path)
-        summary_path(self._directory, self._number).unlink(missing_ok=True)
-        sync_directory(self._directory)
+        try:
+            summary_path(self._directory, self._number).unlink(missing_ok=True)
+            sync_directory(self._directory)
+        except OSError as error:
+            raise JournalBroken(f"cannot sync the name of {self._path}: {error.strerror}; the store ends") from error
 
     def give_up(self) -> None:
         """Leave everything as it is."""
@@ -172,7 +178,7 @@ class ThinFile:
     def _copied(self, offset: int, header: Header, data: bytes, at: int) -> bytes:
         """The record as it stands at `at` in the new file."""
         number = self._number
-        if header.flags in (0, FLAG_THIN) and data[6] in (0, FLAG_THIN):
+        if data[6] in (0, FLAG_THIN):  # of the record: what stands there instead of a thin frame has the header inside
             frame = self._left_of(Position(number, offset, len(data)), data, at)
             return placed(frame, number, at) if is_thin(frame) else frame
         payload = data[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]

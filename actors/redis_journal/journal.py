@@ -218,6 +218,11 @@ class RedisJournal:
         if any(isinstance(answer, Refusal) for answer in answers):
             self.full = True
             raise JournalFull(f"{self._place.shown} is out of memory: give it more (maxmemory), then start the store again")
+        self._check_waited(waited)
+
+    def _check_waited(self, waited: Sequence[Any]) -> None:
+        """Break unless its disk, and its replicas' disks, have confirmed."""
+        shown = self._place.shown
         for answer in waited:
             if isinstance(answer, Refusal):
                 self._broken(f"{shown}: {answer.text}")
@@ -291,8 +296,11 @@ class RedisJournal:
             raise self._damaged(position, f"the server does not take it back: {_text(answer)}")
         self.check_in_place(position, key)
 
-    def _change(self, key: bytes, commands: list[Command]) -> list[Any]:
-        """The answers of the readers' own link, once what was changed is on disk. Raises `Unavailable`: any may be done."""
+    def _change(self, key: bytes, commands: list[Command]) -> None:
+        """Change entries over the readers' own link; returns when all are changed, and on disk.
+
+        Raises `Unavailable` (none is), or `JournalBroken` (some may be: their places are not known any more).
+        """
         self._ask(key, ["PING"])  # one that was lost is made anew
         wait = wait_command(self._nodes, self._place, self._limits)
         with self._reading:
@@ -300,11 +308,12 @@ class RedisJournal:
             try:
                 answers, waited = self._reads.ask_each(((key, command) for command in commands), wait)
             except LinkLost as error:
-                raise Unavailable(f"{error}: it is tried again") from None
-        for answer in (*answers, *waited):
-            if isinstance(answer, Refusal):
-                raise Unavailable(f"{self._place.shown}: {answer.text}: it is tried again")
-        return answers
+                self._broken(str(error))
+        if refused := [answer for answer in answers if answer != 1]:
+            if len(refused) == len(answers):
+                raise Unavailable(f"{self._place.shown}: {_text(refused[0])}: it is tried again")
+            self._broken(f"{self._place.shown}: {_text(refused[0])}")
+        self._check_waited(waited)
 
     def _ask(self, key: bytes, command: Command) -> Any:
         """The answer of a link of the readers' own; one that was lost is made anew. Raises `Unavailable`."""

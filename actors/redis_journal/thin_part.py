@@ -30,8 +30,8 @@ PAGE_BYTES: Final = 256 * 1024
 
 Ask = Callable[[bytes, Command], Any]
 """Asks the node of a key. Raises `Unavailable`."""
-Change = Callable[[bytes, list[Command]], list[Any]]
-"""The same for changes, which are on its disk when it answers."""
+Change = Callable[[bytes, list[Command]], None]
+"""The same for changes: all are on its disk when this returns, or none was made (`Unavailable`)."""
 
 
 class ThinPart:
@@ -65,11 +65,8 @@ class ThinPart:
             yield
 
     def take_place(self) -> None:
-        """Let what is left take the places. Raises `Unavailable` or `Corrupt`: then some may have."""
-        commands: list[Command] = [call(REWRITE, self._keys, self._owner, offset, entry) for offset, entry in self._changed]
-        for answer in self._change(self._keys.log, commands):
-            if answer != 1:
-                raise Corrupt(f"the server does not take an entry of partition {self.file} back: {answer!r}")
+        """Let what is left take the places. Raises `Unavailable` (nothing was changed) or `JournalBroken` (some may be)."""
+        self._change(self._keys.log, [call(REWRITE, self._keys, self._owner, offset, entry) for offset, entry in self._changed])
 
     def give_up(self) -> None:
         """Leave everything as it is."""

@@ -13,12 +13,14 @@ from history_checker.redis_logs import read_redis_store
 from redis_server import NewServer
 from redis_store import DURABLE
 from trilogue.actors.config import Credentials
-from trilogue.actors.journal import Identity
+from trilogue.actors.journal import Identity, JournalBroken
 from trilogue.actors.protocol.errors import Corrupt
 from trilogue.actors.protocol.messages import FLOOR, TRIM
 from trilogue.actors.protocol.thinning import header_of, is_thin
 from trilogue.actors.redis_journal.export import export_store
 from trilogue.actors.redis_journal.journal import RedisJournal
+from trilogue.actors.redis_journal.link import LinkLost
+from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.opening import Opening, open_redis_journal
 from trilogue.actors.redis_journal.place import parse_place
 from trilogue.bench.recipe.server import RedisServer
@@ -101,6 +103,27 @@ def test_a_log_with_thin_frames_opens_where_the_running_store_was_also_after_kil
     last = again.reopen()
     assert seqs(last.runs("t", LAST)) == [*range(LAST + 1, LAST + MESSAGES + 1)]
     assert last.originals("s", 1, MESSAGES) == {n: n for n in range(1, MESSAGES + 1)}
+
+
+def test_a_link_that_is_lost_while_entries_change_ends_the_store_and_its_successor_reads_what_is_there_g2(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = store.runs("t", 0)
+    store.append((TRIM, "s", LAST + 1, 9))
+    ask_each = Nodes.ask_each
+
+    def lose(self: Nodes, commands: Any, wait: Any) -> Any:
+        ask_each(self, commands, wait)
+        raise LinkLost("it is lost behind the changes")
+
+    monkeypatch.setattr(Nodes, "ask_each", lose)
+    with pytest.raises(JournalBroken, match="lost behind the changes"):
+        store.thin()
+    monkeypatch.undo()
+    again = store.reopen()
+    assert is_thin(again.frame(1))
+    assert again.runs("t", 0) == other
+    assert again.originals("s", 1, LAST) == {n: n for n in range(1, LAST + 1)}
 
 
 def test_a_copy_in_files_of_a_log_with_thin_frames_is_whole(store: Store, server: RedisServer, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trilogue.actors.journal import JournalBroken, thin_file
 from trilogue.actors.protocol.messages import FLOOR, KEYED, TRIM
 from trilogue.actors.protocol.thinning import header_of, is_thin, items_of, placed
 from trilogue.actors.protocol.vocabulary import Say
@@ -232,3 +234,15 @@ def test_an_idle_partition_gets_no_further_floor(store: Store) -> None:
     store.append(run("s", 401, at_us=20))
     assert old(20) == last
     assert old(21) == store.places.last_index
+
+
+def test_a_name_that_cannot_be_synced_ends_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which file has the name is not known then: to go on with the old places would make every frame in it look damaged."""
+
+    def broken(_: Path) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    store.append((TRIM, "s", 401, 9))
+    monkeypatch.setattr(thin_file, "sync_directory", broken)
+    with pytest.raises(JournalBroken, match="the store ends"):
+        store.thin()

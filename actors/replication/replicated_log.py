@@ -18,6 +18,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from trilogue.actors.config import AddressBook, SessionConfig
@@ -41,6 +42,7 @@ from trilogue.actors.protocol.vocabulary import APPEND, STORED, Code, Say, Store
 from trilogue.actors.protocol.writer import PartitionWriter, Recovered
 from trilogue.actors.pump import end_process, guarded, spawn
 from trilogue.actors.replication.errands import Errands, WriterOrder
+from trilogue.actors.replication.hedge import first_answer
 from trilogue.actors.replication.mender import mend
 from trilogue.actors.replication.register_client import RegisterClient
 from trilogue.actors.replication.store_links import StoreLinks
@@ -185,17 +187,17 @@ class ReplicatedLog:
         self._feed(Idle())
 
     async def ask(self, say: Say, *items: Any) -> Any:
-        """Ask a store that holds the whole log, another one if that one is lost. Raises `Unavailable` when none answers."""
-        problem: Exception | None = None
-        for key in self._log.whole if self._log is not None else []:
-            connection = self._links.by_key.get(key)
-            if connection is None:
-                continue
-            try:
-                return await connection.request(say, *items)
-            except (Unavailable, Refused) as error:
-                problem = error
-        raise Unavailable(f"no store of partition {self.partition} answers: {problem or self.why_waiting()}")
+        """Ask a store that holds the whole log, and another one, too, if that one is lost or says nothing for `hedge_ms`.
+
+        For what changes nothing. Raises `Unavailable` when none answers.
+        """
+        links = self._links.by_key
+        connected = [links[key] for key in (self._log.whole if self._log is not None else ()) if key in links]
+        try:
+            return await first_answer((partial(one.request, say, *items) for one in connected), self._limits.hedge_ms / 1000)
+        except (Unavailable, Refused) as error:
+            why = error if connected else self.why_waiting()
+            raise Unavailable(f"no store of partition {self.partition} answers: {why}") from None
 
     async def where(self) -> dict[str, Any]:
         """Where the partitions' writers are. Raises `Unavailable` when no store answers."""

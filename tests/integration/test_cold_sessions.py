@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from local_system.bare import TOKEN, BareSystem
-from trilogue.actors.protocol.limits import Limits
+from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.wire import connect
 from trilogue.client import Ack, Client, Message
@@ -121,3 +121,37 @@ def test_sessions_that_do_not_fit_into_memory_keep_their_order_and_their_retries
             assert (await client.send(SESSIONS[7], b"back again")).seq == each + 1
 
     asyncio.run(look())
+
+
+def test_store_that_says_nothing_holds_up_nobody_who_comes_to_a_cold_session_G11(tmp_path: Path) -> None:
+    """Its writer, too, would else have waited for its answer until `request_timeout_ms`, and whoever has a key with it."""
+    waits_s = DEFAULT_LIMITS.request_timeout_ms / 1000 / 2
+    with BareSystem(tmp_path, stores=4, sessions=2) as system:
+        system.start(*system.stores, *system.sessions)
+        system.take("session-0")
+        system.until("session-0", state="open")
+
+        async def write() -> None:
+            async with system.client("alice") as client:
+                for session in SESSIONS[:3]:
+                    await client.send(session, b"of an earlier writer")
+
+        asyncio.run(write())
+        system.kill("session-0")
+        system.take("session-1", epoch=1)
+        asked_first = system.until("session-1", state="open")["members"][0]
+
+        async def come() -> list[Any]:
+            async with system.client("bob") as client:
+                await client.heads(["another room"])
+                system.pause(asked_first)
+                async with asyncio.timeout(waits_s):
+                    return await asyncio.gather(
+                        client.send(SESSIONS[0], b"now"),
+                        client.history(SESSIONS[1], after=0),
+                        client.heads([SESSIONS[2]]),
+                    )
+
+        ack, page, heads = asyncio.run(come())
+        assert (ack.seq, [message.seq for message in page], heads) == (2, [1], {SESSIONS[2]: 1})
+        assert asked_first not in system.until("session-1", state="open")["members"]

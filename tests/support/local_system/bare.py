@@ -76,6 +76,10 @@ class BareSystem:
         for process in processes:
             process.wait(PATIENCE_S)
 
+    def pause(self, name: str) -> None:
+        """SIGSTOP: it says nothing more, and its connections stay. It is killed in the end."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+
     def take(self, session: str, partition: int = 0, epoch: int = 0) -> None:
         """Order the SessionActor to take the partition over from the writer of `epoch`, as soon as it answers."""
         eventually(lambda: self.ask(session, Say.TAKE, partition, epoch) != "", PATIENCE_S, f"{session} takes the order")

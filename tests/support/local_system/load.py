@@ -1,9 +1,9 @@
 """A user's program, in a process of its own: it sends and reads through trilogue.client, and writes down what happened.
 
-Run as ``python -m local_system.load CONFIG`` (JSON, see `Config`). It takes commands as lines on standard input and
-answers each with one JSON line: `pour` (go on sending), `hold` (stop), `probe` (one message to each session, acked),
-`flush`, `counts`, `read to {session: seq}`, `read back {session: seq}`, `trouble`, `stop`. What happened goes to a
-history file (see ``history_checker.history``), each line before it matters to anybody else.
+Run as ``python -m local_system.load CONFIG`` (JSON, see `Config`). It takes numbered commands as lines on standard input
+and answers each with one JSON line, under its number: `pour` (go on sending), `hold` (stop), `probe` (one message to each
+session, acked), `flush`, `counts`, `read to {session: seq}`, `read back {session: seq}`, `trouble`, `stop`. What happened goes
+to a history file (see ``history_checker.history``), each line before it matters to anybody else.
 """
 
 from __future__ import annotations
@@ -245,13 +245,13 @@ async def main(config: Config) -> None:
         tasks = [group.create_task(program.read(session, after)) for session, after in config.reads.items()]
         if config.pours:
             tasks.append(group.create_task(program.pour()))
-        print(json.dumps({"done": "start"}), flush=True)
+        print(json.dumps([0, {}]), flush=True)
         while line := await lines.readline():
-            command, argument = json.loads(line)
+            number, command, argument = json.loads(line)
             if command == "stop":
                 break
             answer = await program.obey(command, argument)
-            print(json.dumps({"done": command, **answer}), flush=True)
+            print(json.dumps([number, answer]), flush=True)
         for task in tasks:
             task.cancel()
 

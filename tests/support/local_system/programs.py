@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class LoadProgram:
     def __init__(self, system: LocalSystem, config: Config) -> None:
         self._system = system
         self.config = config
+        self._told = 0  # how many commands this life was given
         self._answers: queue.Queue[str] = queue.Queue()
         self._start()
 
@@ -47,23 +49,26 @@ class LoadProgram:
     def tell(self, command: str, argument: Any = None) -> None:
         """Have it do something; `answer` waits for it."""
         assert self._process.stdin is not None
+        self._told += 1
         try:
-            self._process.stdin.write(json.dumps([command, argument]) + "\n")
+            self._process.stdin.write(json.dumps([self._told, command, argument]) + "\n")
             self._process.stdin.flush()
         except OSError:
             raise AssertionError(self._died(command)) from None
 
     def answer(self, deadline_s: float, command: str) -> dict[str, Any]:
-        """The answer to the command that was told before."""
-        try:
-            line = self._answers.get(timeout=deadline_s)
-        except queue.Empty:
-            raise AssertionError(f"{self.name} did not answer {command!r} within {deadline_s:g} s") from None
-        if not line:
-            raise AssertionError(self._died(command))
-        answer = dict(json.loads(line))
-        assert answer.pop("done") == command, f"{self.name} answered {line!r} to {command!r}"
-        return answer
+        """The answer to the command that was told last. Late answers to commands that were waited for in vain are let go."""
+        deadline = time.monotonic() + deadline_s
+        while True:
+            try:
+                line = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"{self.name} did not answer {command!r} within {deadline_s:g} s") from None
+            if not line:
+                raise AssertionError(self._died(command))
+            number, answer = json.loads(line)
+            if number == self._told:
+                return dict(answer)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -105,6 +110,7 @@ class LoadProgram:
                 stderr=sink,
                 text=True,
             )
+        self._told = 0
         self._answers = queue.Queue()
         threading.Thread(target=_lines, args=(self._process, self._answers), daemon=True).start()
 

@@ -1,6 +1,7 @@
 """Stores and SessionActors as plain processes: no Ray, no Supervisor. Whoever tests says what starts when, and who takes what.
 
-Owns the processes, their addresses and their end. Run as a program, it is one of these processes.
+Owns the processes, their addresses and their end. Run as a program, it is one of these processes, on the event loop that Ray's
+actors have.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
+
+import uvloop
 
 from local_system.waiting import eventually
 from trilogue.actors.config import SessionConfig, StoreConfig
@@ -169,4 +172,4 @@ async def run(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run(json.loads(sys.argv[1])))
+    uvloop.run(run(json.loads(sys.argv[1])))

@@ -164,7 +164,6 @@ class Limits:
         require(2 * self.tick_ms <= self.fence_wait_ms, "a wait is longer than a tick")
         require(self.member_lag_ms >= 10 * self.tick_ms, "a member is not slow because of a few ticks")
         require(2 * self.hedge_ms <= self.member_lag_ms, "who asks a store waits no longer for it than its writer does")
-        require(self.hedge_ms < self.request_timeout_ms, "another store is asked before the first question is given up")
         require(self.join_frames_max >= 2 * self.frames_in_flight_max, "a store that joins may be a window behind")
         require(2 * self.supervisor_ping_ms < self.supervisor_silent_ms, "one late answer to a ping is no silence")
         require(self.register_data_bytes_max + 4 * KIB <= self.wire_bytes_max, "a value of the register fits a wire frame")

@@ -45,7 +45,7 @@ from trilogue.actors.redis_journal.removal import remove_keys
 from trilogue.bench.recipe.server import HOST, RedisServer
 from trilogue.cluster.settings.ports import PORTS, free_port
 
-IMPATIENT = Limits(member_lag_ms=500, redis_timeout_ms=1_000)
+IMPATIENT = Limits(hedge_ms=250, member_lag_ms=500, redis_timeout_ms=1_000)
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ SMALL = Limits(
     supervisor_silent_ms=100,
     fence_wait_ms=20,
     member_grace_ms=150,
+    hedge_ms=100,
     member_lag_ms=200,
     join_frames_max=16,
     keyed_run_messages_max=3,

@@ -6,7 +6,8 @@ when there is time. Rules:
 1. Each record is read from the disk and verified before it is copied. The order stays; a frame that is stored where it lies may
    become thin (``protocol.thinning``), everything else stays what it was. Control records say where they lie now.
 2. The new file is whole on the disk, and was read back, before it gets the old one's name, in one step. A crash leaves the old
-   one or the new one.
+   one or the new one. It holds the frames of the old one, each as often and in the same order: no other is put in, none is
+   left out.
 3. The newest file is never touched: it is written to.
 4. What cannot be read is taken from elsewhere if there is such (`instead`), otherwise the file stays as it is (`Corrupt`).
 """
@@ -32,11 +33,12 @@ from trilogue.actors.journal.records import (
     decode_control,
     encode_control,
 )
+from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.journal.summary import records_in
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError
 from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_header
 from trilogue.actors.protocol.invariants import require
-from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, is_thin, placed
+from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, inner_of, is_thin, placed
 
 STEP_BYTES: Final = 256 * 1024
 RECORD_COST_BYTES: Final = 32 * 1024
@@ -71,6 +73,9 @@ class Moves:
         """Those of one partition: (index, where it lay, where it lies, its size now)."""
         rows = zip(self.indexes, self.old_offsets, self.offsets, self.sizes, strict=True)
         return rows if self.seen == {partition} else compress(rows, map(partition.__eq__, self.partitions))
+
+    def __len__(self) -> int:
+        return len(self.indexes)
 
     def __iter__(self) -> Iterator[tuple[int, int, int, int, int]]:
         return iter(zip(self.partitions, self.indexes, self.old_offsets, self.offsets, self.sizes, strict=True))
@@ -144,14 +149,31 @@ class ThinFile:
         for bad in sorted(self._instead):
             size, frame = self._instead[bad]
             header = header_of(frame, _ANY_BYTES)
+            key = FrameKey(header.partition, header.index, header.header_crc)
+            if self._other_frame(file, bad, key):
+                raise Corrupt(f"frame {key.frame_index} cannot be put back: another one lies at byte {bad} of {file.path}")
             if self._is_filled(file, bad, size):
                 bad, size = bad - HEADER_BYTES, size + HEADER_BYTES
                 frame = encode_control(FillRecord(header.partition, frame), log_id=header.log_id, file=self._number, offset=bad)
                 header = decode_header(frame, 0, _ANY_BYTES)
-            yield from self._between(file, start, bad)
+            for offset, old_size, old_header, data in self._between(file, start, bad):
+                yield offset, old_size, old_header, data
+                start = offset + old_size
+            if start != bad or bad + size > file.size:
+                raise Corrupt(f"frame {key.frame_index} cannot be put back: no record begins at byte {bad} of {file.path}")
             yield bad, size, header, frame
             start = bad + size
         yield from self._between(file, start, file.size)
+
+    def _other_frame(self, file: FileReader, offset: int, key: FrameKey) -> bool:
+        """Whether another frame than this one can be told to lie there: damage may leave nothing to tell by."""
+        try:
+            header = decode_header(file.view(offset, HEADER_BYTES), 0, _ANY_BYTES)
+            if header.flags == FLAG_THIN:
+                header = inner_of(header, file.view(offset + HEADER_BYTES, HEADER_BYTES))
+        except ProtocolError:
+            return False
+        return (header.flags, header.partition, header.index, header.header_crc) != (0, *key)
 
     def _is_filled(self, file: FileReader, offset: int, size: int) -> bool:
         """Whether the frame of that size at `offset` lies inside a FILL."""
@@ -199,21 +221,28 @@ class ThinFile:
         return encode_control(record, log_id=self._identity.log_id, file=self._number, offset=offset)
 
     def _read_back(self, end: int) -> Iterator[None]:
-        """Assert that the disk gives back what was written: each record whole, each frame where it is said to be."""
-        expected = {offset: (partition, index, size) for partition, index, _, offset, size in self.moves}
+        """Assert that the disk gives back what was written: each record whole, and the frames that were copied, no more."""
+        said, frames = iter(self.moves), 0
         since = reached = 0
         with FileReader(self._directory, self._number, self._temporary) as file:
             for offset, header, data in records_in(file, self._identity.log_id):
                 reached = offset + len(data)
-                at = offset + HEADER_BYTES if header.flags not in (0, FLAG_THIN) else offset
-                if (said := expected.pop(at, None)) is not None:
-                    frame = bytes(data[at - offset : at - offset + said[2]])
-                    found = header_of(frame, _ANY_BYTES)
-                    if (found.partition, found.index, len(frame)) != said:
-                        raise Corrupt(f"{self._temporary} does not hold frame {said[1]} at byte {at}")
+                if header.flags in (0, FLAG_THIN, FLAG_FILL):
+                    at = HEADER_BYTES if header.flags == FLAG_FILL else 0
+                    self._compare(next(said, None), offset + at, data[at:])
+                    frames += 1
                 since += len(data) + RECORD_COST_BYTES
                 if since >= STEP_BYTES:
                     since = 0
                     yield
-        if expected or reached != end:
-            raise Corrupt(f"{self._temporary} ends at byte {reached}, and {len(expected)} frames are missing")
+        if frames != len(self.moves) or reached != end:
+            raise Corrupt(f"{self._temporary} ends at byte {reached}, and {len(self.moves) - frames} frames are missing")
+
+    def _compare(self, said: tuple[int, int, int, int, int] | None, at: int, data: memoryview) -> None:
+        """Assert that the next frame lies at `at`, and is the one that was copied there."""
+        if said is not None and said[3] == at:
+            frame = bytes(data[: said[4]])
+            found = header_of(frame, _ANY_BYTES)
+            if (found.partition, found.index, len(frame)) == (said[0], said[1], said[4]):
+                return
+        raise Corrupt(f"{self._temporary} holds another frame at byte {at} than the one that was copied")

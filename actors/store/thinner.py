@@ -10,6 +10,8 @@ alone, a little at a time. Rules:
 2. What is gone is what the indexes say, of frames that are in them, and that this store itself knows to be committed: an index
    may be ahead of that, by its writer's word, and a next writer could still ask for such a frame, to send it on as it was.
 3. What was trimmed before this process began is counted once, in the background. Counts are estimates, and may be lost.
+4. A frame that is given back goes where that frame lies when its part's turn comes: a place is true only until its part was
+   written anew. For the part that is being written nothing is given back: who wants it done asks again.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.index.partition import PartitionIndex
 from trilogue.actors.journal import Position, StoreJournal
 from trilogue.actors.journal.interface import Part
+from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.journal.thin_file import Thin
 from trilogue.actors.protocol.errors import Corrupt, Unavailable
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.thinning import thinned
+from trilogue.actors.protocol.thinning import header_of, thinned
 from trilogue.actors.store.places import FramePlaces
 
 logger = logging.getLogger(__name__)
@@ -60,11 +63,12 @@ class Thinner:
         self._gain_bytes = journal.part_bytes // GAIN_SHARE
         self._is_anew, self._is_back = is_anew, is_back
         self._gone_bytes: dict[Part, int] = {}  # about how much of each part is gone
-        self._instead: dict[Part, dict[int, tuple[int, bytes]]] = {}  # what is to stand where a bad frame stands
+        self._instead: dict[FrameKey, bytes] = {}  # what is to stand where a bad frame stands
         self._counted: dict[int, int] = {}  # partition -> the floor up to which its frames were counted
         self._counting: dict[int, Iterator[None]] = {}
         self._trimmed: dict[tuple[int, str], int] = {}  # (partition, session) -> the seq below which it was counted
         self._job: Iterator[None] | None = None
+        self._part: Part | None = None  # it is being written anew by the job
 
     def work(self, deadline: float) -> bool:
         """Go on until the deadline; whether there is more to do."""
@@ -73,14 +77,16 @@ class Thinner:
                 part = self._due()
                 if part is None:
                     return False
-                self._job = self._thin(part)
+                self._job, self._part = self._thin(part), part
             if self._job is not None and next(self._job, self) is self:
-                self._job = None
+                self._job = self._part = None
         return True
 
     def put_back(self, position: Position, frame: bytes) -> None:
-        """A frame that cannot be read at its place is to stand there again, in whatever size."""
-        self._instead.setdefault(self._journal.part_of(position), {})[position.offset] = position.size, frame
+        """A frame that cannot be read at its place is to stand there again, in whatever size (rule 4)."""
+        if self._journal.part_of(position) != self._part:
+            header = header_of(frame, len(frame))
+            self._instead[FrameKey(header.partition, header.index, header.header_crc)] = frame
 
     def start_again(self) -> None:
         """The indexes are made anew: what is gone they will tell again."""
@@ -140,9 +146,12 @@ class Thinner:
 
     def _due(self) -> Part | None:
         journal = self._journal
-        part = next((part for part in self._instead if journal.is_closed(part)), None)
-        if part is not None:
-            return part
+        for key in list(self._instead):
+            position = self._places[key.partition].at(key.frame_index)
+            if position is None:
+                del self._instead[key]  # the store does not hold it any more
+            elif journal.is_closed(part := journal.part_of(position)):
+                return part
         due = (part for part, gone in self._gone_bytes.items() if gone >= self._gain_bytes and journal.is_closed(part))
         return next((part for part in due if journal.size_of(part) > self._gain_bytes), None)
 
@@ -151,7 +160,7 @@ class Thinner:
     def _thin(self, part: Part) -> Iterator[None]:
         journal = self._journal
         self._gone_bytes.pop(part, None)
-        instead = self._instead.pop(part, {})
+        instead = self._taken_for(part)
         anew = journal.written_anew(part, self._left_of(), instead)
         try:
             yield from anew.write()
@@ -172,6 +181,15 @@ class Thinner:
         self.files_thinned += 1
         self._is_anew(anew.file)
         logger.info("part %s of the journal: %d bytes of trimmed messages were given back", part, anew.freed_bytes)
+
+    def _taken_for(self, part: Part) -> dict[int, tuple[int, bytes]]:
+        """What was given back for this part: the offset at which a frame lies now -> the size of it there, and the frame."""
+        taken: dict[int, tuple[int, bytes]] = {}
+        for key in list(self._instead):
+            position = self._places[key.partition].at(key.frame_index)
+            if position is not None and self._journal.part_of(position) == part:
+                taken[position.offset] = position.size, self._instead.pop(key)
+        return taken
 
     def _left_of(self) -> Thin:
         """What is to be left of each frame: of one that lies where it is stored, and is in its index, what is not gone."""

@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -25,6 +26,16 @@ def store(tmp_path: Path) -> Iterator[Store]:
     yield made
     made.journal.close()
     made.indexes.close()
+
+
+def damage(store: Store, index: int) -> None:
+    """Change one bit of a frame on the disk."""
+    position = store.places.at(index)
+    assert position is not None
+    path = store.directory / f"journal-{position.file:08d}.trl"
+    data = bytearray(path.read_bytes())
+    data[position.offset + 100] ^= 1
+    path.write_bytes(data)
 
 
 def test_a_trimmed_session_gives_its_disk_space_back_and_the_other_one_is_read_as_before(store: Store) -> None:
@@ -142,10 +153,7 @@ def test_a_thin_frame_that_went_bad_is_put_back_in_another_size(store: Store) ->
     position = store.places.at(1)
     assert position is not None
     assert position.size < len(whole)
-    path = store.directory / f"journal-{position.file:08d}.trl"
-    data = bytearray(path.read_bytes())
-    data[position.offset + 100] ^= 1
-    path.write_bytes(data)
+    damage(store, 1)
     store.thinner.put_back(position, whole)
     store.thin()
     assert store.back == [(0, 1)]
@@ -161,10 +169,7 @@ def test_a_thin_frame_of_a_peer_is_put_back_so_that_the_journal_opens_again(stor
     assert position is not None
     foreign = placed(store.frame(1), 9, 12_344)
     assert len(foreign) == position.size
-    path = store.directory / f"journal-{position.file:08d}.trl"
-    data = bytearray(path.read_bytes())
-    data[position.offset + 100] ^= 1
-    path.write_bytes(data)
+    damage(store, 1)
 
     async def at_once(read: Callable[[], Any]) -> Any:
         return read()
@@ -178,6 +183,50 @@ def test_a_thin_frame_of_a_peer_is_put_back_so_that_the_journal_opens_again(stor
     again = store.reopen(summaries=False)
     assert again.originals("s", 1, 4) == {1: 1, 2: 2, 3: 3, 4: 4}
     again.journal.close()
+
+
+def test_a_frame_that_is_given_back_again_while_its_file_is_written_is_put_back_once_G2(store: Store, tmp_path: Path) -> None:
+    """Seen: the second time it was put back where it had lain before, so behind the end; the store did not open any more."""
+    peer = filled(tmp_path / "peer")
+    for one in (store, peer):
+        one.append((FLOOR, 150, 9))
+        one.catch_up()
+    peer.thin()
+    damage(store, 30)
+
+    async def at_once(read: Callable[[], Any]) -> Any:
+        return read()
+
+    thinner = store.thinner
+    scrubber = Scrubber(
+        store.journal, Held(store.held.state.partitions, store.held.places), lambda _: None, SMALL, at_once, thinner.put_back
+    )
+    scrubber.found_bad(0, 30, "a test changed it")
+    asyncio.run(scrubber.repair(0, [peer.frame(30)]))
+    while not list(store.directory.glob("*.trl.tmp")):
+        assert thinner.work(monotonic() + 1e-5)
+    asyncio.run(scrubber.repair(0, [peer.frame(30)]))
+    assert not thinner._instead, "the file that is being written holds it"
+    store.thin()
+    assert store.back == [(0, 30)]
+    again = store.reopen(summaries=False)
+    assert again.held.state.partition(0).last_index == 201
+    assert [header_of(again.frame(k), SMALL.frame_bytes_max).index for k in range(1, 202)] == [*range(1, 202)]
+    again.journal.close()
+    peer.journal.close()
+
+
+def test_a_frame_that_waits_for_its_file_is_put_back_where_it_lies_when_that_is_written_anew_G2(store: Store) -> None:
+    """Its file may have been written anew between: its place is another one then."""
+    last = store.places.last_index
+    position = store.places.at(last)
+    assert position is not None
+    whole = store.frame(last)
+    store.thinner.put_back(position, whole)
+    store.thin()
+    assert store.back == [], "it lies in the newest file"
+    store.places.move(position.file, [(last, position.offset, position.offset + 8, position.size)])
+    assert store.thinner._taken_for((position.file, 0)) == {position.offset + 8: (position.size, whole)}
 
 
 def test_a_frame_that_the_store_does_not_know_to_be_committed_stays_whole(store: Store) -> None:

@@ -414,3 +414,55 @@ def test_a_store_is_repaired_where_only_thin_copies_are_left(new_store: Callable
     for index, frame in frames.frames().items():
         assert [item for item, _, _ in items_of(frame)] == [item for item, _, _ in items_of(other.frames()[index])]
     assert not plan(case.salvage(), 3).contents
+
+
+# ---------------------------------------------------------------------- put back
+
+
+def anew_with(store: Store, index: int, offset: int) -> ThinFile:
+    """The first file, written anew with frame `index` put back at `offset`."""
+    assert store.journal is not None
+    file = store.journal.written_anew((1, 0), without_s, {offset: (len(log()[index - 1]), log()[index - 1])})
+    try:
+        for _ in file.write():
+            pass
+    finally:
+        file.give_up()
+    return file
+
+
+def test_a_frame_that_would_be_put_back_where_it_does_not_lie_leaves_the_file_as_it_is_G2(tmp_path: Path) -> None:
+    """A place of before the file was written anew: the frame would be there twice, or others would be missing."""
+    store = Store(tmp_path).write(*log())
+    store.replayed()
+    places = store.contents.places[0]
+    first, second = places.at(1), places.at(2)
+    assert first is not None
+    assert second is not None
+    assert anew_with(store, 2, second.offset).moves.of(0)
+    size = store.path(1).stat().st_size
+    for index, offset, why in (
+        (2, size, "no record"),
+        (2, size - 64, "no record"),
+        (2, second.offset - 8, "no record"),
+        (2, first.offset, "another one"),
+    ):
+        with pytest.raises(Corrupt, match=why):
+            anew_with(store, index, offset)
+
+
+def test_a_new_file_that_holds_a_frame_more_or_less_than_was_copied_does_not_take_the_old_ones_place_G2(tmp_path: Path) -> None:
+    store = Store(tmp_path).write(*log())
+    assert store.journal is not None
+    for change in (lambda rows: rows.pop(), lambda rows: rows.append(rows[-1])):
+        file = store.journal.written_anew((1, 0), without_s, {})
+        steps = file._read_back
+        file._read_back = lambda end: iter(())  # type: ignore[method-assign]
+        for _ in file.write():
+            pass
+        moves = file.moves
+        for rows in (moves.partitions, moves.indexes, moves.old_offsets, moves.offsets, moves.sizes):
+            change(rows)
+        with pytest.raises(Corrupt):
+            list(steps(file._temporary.stat().st_size))
+        file.give_up()

@@ -10,7 +10,9 @@ journal is opened (``opening``). One thread appends; any thread reads. Rules:
    what is there. Only "out of memory" leaves it something to serve (`JournalFull`), as a full disk does; then some
    partitions of that append may have been written, and nobody is told so.
 4. The server is looked at every second, also while nothing is written: one that was emptied, restored, taken by another
-   process, or set to promise less, ends the process, too.
+   process, or set to promise less, ends the process, too. Each link is used then, so that none is cut for being idle.
+5. Before the process ends, for whatever reason this journal has, nothing is appended any more, and all that was confirmed is
+   in the witness, durably (`_stop`).
 """
 
 from __future__ import annotations
@@ -100,6 +102,8 @@ class RedisJournal:
         self._nodes = nodes
         self._logs = logs
         self._stopped: JournalBroken | None = None
+        self._appending = threading.RLock()  # held while the state of the logs, or of the links to append, is in question
+        self._append_seen = 0
         self._reads: Nodes | None = None
         self._reading = threading.Lock()
         self._servers: tuple[Server, ...] = nodes.servers
@@ -164,6 +168,10 @@ class RedisJournal:
         self._append([(partition, IncarnationRaised(self.incarnation)) for partition in self._logs])
 
     def _append(self, entries: Sequence[tuple[int, Buffer | Record | IncarnationRaised]]) -> list[Position]:
+        with self._appending:
+            return self._appended(entries)
+
+    def _appended(self, entries: Sequence[tuple[int, Buffer | Record | IncarnationRaised]]) -> list[Position]:
         if self._stopped is not None:
             raise JournalBroken(*self._stopped.args)
         grown: dict[int, tuple[Log, list[bytes | str | int]]] = {}
@@ -230,11 +238,19 @@ class RedisJournal:
                 self._broken(f"{shown}: its disk or its replicas' have not confirmed in time: {answer}")
 
     def _broken(self, why: str) -> NoReturn:
-        """Nothing is written any more; what is known to be there is written down before the process ends."""
-        self._stopped = JournalBroken(f"{why}; {_ENDS}")
-        with contextlib.suppress(OSError):
-            self.witness(durably=True)
-        raise self._stopped
+        """What became of an append is not known."""
+        raise self._stop(why)
+
+    def _stop(self, why: str) -> JournalBroken:
+        """From here on nothing is written; what is known to be there is written down before the process ends. Any thread may
+        call it: an append that another one is in ends first, and is in the witness."""
+        with self._appending:
+            stopped = self._stopped = self._stopped or JournalBroken(f"{why}; {_ENDS}")
+            try:
+                self.witness(durably=True)
+            except OSError as error:
+                logger.error("what the server has cannot be written down: %s", error)
+            return stopped
 
     # ------------------------------------------------------------------ reading
 
@@ -335,14 +351,29 @@ class RedisJournal:
     # ------------------------------------------------------------------ watching the server
 
     def reason_to_end(self) -> str:
-        """Why this journal must be opened anew; empty for most of the time. Any thread may ask; blocks for a round trip."""
+        """Why this journal must be opened anew; empty for most of the time. Any thread may ask; blocks for a round trip.
+
+        With a reason, nothing is appended any more, and the witness is written.
+        """
+        reason = self._reason_to_end()
+        if reason:
+            self._stop(reason)
+            return reason
+        try:
+            self.witness(durably=False)
+        except OSError as error:
+            logger.warning("what the server has cannot be written down: %s; it is tried again", error)
+        return ""
+
+    def _reason_to_end(self) -> str:
         try:
             owner = self._ask(key := identity_key(self._cluster, self._name), ["HGET", key, "owner"])
             with self._reading:
                 assert self._reads is not None
                 self._reads.look()
                 self._servers = self._reads.servers
-        except (Unavailable, ServerUnusable) as error:
+            self._keep_alive()
+        except (Unavailable, ServerUnusable, LinkLost) as error:
             return str(error)
         if owner is None:
             return f"{self._place.shown} was emptied: what was promised there is lost"
@@ -350,18 +381,22 @@ class RedisJournal:
             return f"{self._place.shown}: another process has taken this store"
         if self.full and all(server.has_room for server in self._servers):
             return f"{self._place.shown} has room again: the journal is opened anew"
-        try:
-            self.witness(durably=False)
-        except OSError as error:
-            logger.warning("what the server has cannot be written down: %s; it is tried again", error)
         return ""
+
+    def _keep_alive(self) -> None:
+        """Use the links that append, if nothing was appended since the last time: a server, or what lies between, may cut those
+        that are idle. Raises `LinkLost`."""
+        with self._appending:
+            if self.fdatasyncs == self._append_seen and self._stopped is None:
+                self._nodes.ping()
+            self._append_seen = self.fdatasyncs
 
     def witness(self, *, durably: bool) -> None:
         """Write down how far each log goes. Raises `OSError`."""
-        logs = self._logs.copy()
-        ends = tuple((log.end, log.chain) for _, log in sorted(logs.items()))
-        witness = Witness(self.identity.store, self.incarnation, ends)
-        with self._witnessing:
+        with self._witnessing:  # whoever comes later also writes what is newer
+            logs = self._logs.copy()
+            ends = tuple((log.end, log.chain) for _, log in sorted(logs.items()))
+            witness = Witness(self.identity.store, self.incarnation, ends)
             if durably or witness != self._witnessed:
                 write_witness(self.directory, witness, durably=durably)
                 self._witnessed = witness

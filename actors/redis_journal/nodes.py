@@ -103,6 +103,11 @@ class Nodes:
         """Look again whether every node can keep the promise. Raises `ServerUnusable`."""
         self.servers = tuple(map(look_at, self.links))
 
+    def ping(self) -> None:
+        """Let each link be used. Raises `LinkLost`."""
+        for link in self.links:
+            link.ask("PING")
+
     def close(self) -> None:
         """Let go of the links."""
         for link in self.links:

@@ -5,7 +5,7 @@ an [end, chain] that the log had. A log that does not have that place any more h
 the server was restored from a backup, or a replica took over that lacked the end. Rules:
 
 1. What it says was confirmed by the server. It is about a second behind while the store writes; a process that finds the server
-   changed writes down all that it knows before it ends.
+   changed, or does not reach it, appends nothing more, and writes down all that it knows, durably, before it ends.
 2. A witness that is not there, or not whole, says nothing: then the store cannot tell.
 """
 
@@ -16,6 +16,8 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 from zlib import crc32
+
+from trilogue.actors.journal.files import sync_directory
 
 FILE: Final = "witness.json"
 
@@ -52,3 +54,5 @@ def write_witness(directory: Path, witness: Witness, *, durably: bool) -> None:
             file.flush()
             os.fsync(file.fileno())
     os.rename(temporary, directory / FILE)
+    if durably:
+        sync_directory(directory)

@@ -6,9 +6,11 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,9 +41,12 @@ from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.protocol.errors import Corrupt, ServerUnusable, Unavailable
 from trilogue.actors.protocol.frames import decode_frame
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
+from trilogue.actors.redis_journal import journal as journal_module
 from trilogue.actors.redis_journal.export import export_store
+from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.place import parse_place
 from trilogue.actors.redis_journal.removal import remove_keys
+from trilogue.actors.redis_journal.witness import read_witness, write_witness
 from trilogue.bench.recipe.server import HOST, RedisServer
 from trilogue.cluster.settings.ports import PORTS, free_port
 
@@ -315,9 +320,9 @@ def can_wait(server: RedisServer) -> bool:
 def test_an_emptied_server_is_a_new_store_G2(store: RedisStore) -> None:
     was = store.opened.identity
     client_of(store.server).flushall()
-    assert "was emptied" in store.opened.reason_to_end()
     with pytest.raises(JournalBroken, match="its keys are gone"):
         store.append(store.frame())
+    assert "was emptied" in store.opened.reason_to_end()
     assert store.open() == []
     now = store.opened.identity
     assert now.store != was.store
@@ -343,6 +348,58 @@ def test_a_server_restored_from_a_backup_cannot_tell_what_it_held_G2(store: Redi
     assert store.open() == [*store.in_order(), IncarnationRaised(2)]
     assert store.opened.identity == replace(who, incarnation=2)
     assert store.open() == [*store.in_order(), IncarnationRaised(2)], "it still cannot tell: nobody has joined it since"
+
+
+def flush(server: RedisServer) -> None:
+    client_of(server).flushall()
+
+
+@pytest.mark.parametrize("end", [RedisServer.kill, flush], ids=["unreachable", "emptied"])
+def test_what_was_acked_since_the_last_second_is_missed_after_any_reason_to_end_G2(
+    store: RedisStore, tmp_path: Path, end: Callable[[RedisServer], None]
+) -> None:
+    assert store.opened.reason_to_end() == ""
+    store.server.stop()
+    shutil.copytree(store.server.directory, tmp_path / "replica")
+    store.server.start()
+    before = store.open()
+    store.append(store.frame(2, b"acked, and not on the replica"))
+    end(store.server)
+    assert store.opened.reason_to_end() != ""
+    store.server.kill()
+    shutil.rmtree(store.server.directory)
+    shutil.copytree(tmp_path / "replica", store.server.directory)
+    store.server.start()
+    assert store.open() == [*before, IncarnationRaised(2)]
+
+
+def test_an_append_beside_a_reason_to_end_is_in_the_witness_or_refused_G2(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, ask_each = store.opened, Nodes.ask_each
+    wrote, watched = threading.Event(), threading.Thread(target=journal.reason_to_end)
+
+    def slow(self: Nodes, *asked: Any) -> Any:
+        """The server has it; before its answer is here, the watching finds a reason."""
+        answers = ask_each(self, *asked)
+        client_of(store.server).config_set("maxmemory-policy", "allkeys-random")
+        watched.start()
+        assert not wrote.wait(0.2), "the witness waits for the append"
+        return answers
+
+    def witness(*args: Any, **named: Any) -> None:
+        wrote.set()
+        write_witness(*args, **named)
+
+    monkeypatch.setattr(Nodes, "ask_each", slow)
+    monkeypatch.setattr(journal_module, "write_witness", witness)
+    (position,) = store.append(store.frame(2, b"acked"))
+    watched.join()
+    seen = read_witness(store.directory)
+    assert seen is not None
+    assert seen.logs[2][0] == position.offset + position.size
+    with pytest.raises(JournalBroken, match="allkeys-random"):
+        store.append(store.frame(2, b"refused"))
 
 
 def test_a_log_with_the_same_length_and_another_end_is_noticed_G2(store: RedisStore, tmp_path: Path) -> None:
@@ -461,6 +518,25 @@ def test_a_server_that_says_nothing_is_left_in_time(store: RedisStore) -> None:
         store.append(store.frame(0, b"into the dark"))
     assert time.monotonic() - began < 3.0
     os.kill(store.server.pid, signal.SIGCONT)
+
+
+def test_a_server_that_cuts_idle_connections_does_not_cut_an_idle_store(new_server: NewServer, tmp_path: Path) -> None:
+    server = new_server(**DURABLE, timeout="2")
+    store = RedisStore(server, tmp_path / "store-1")
+    store.open()
+    store.append(store.frame(0, b"before"))
+    with socket.create_connection((HOST, server.port)) as idle:
+        idle.setblocking(False)
+
+        def is_cut() -> bool:
+            assert store.opened.reason_to_end() == ""
+            with contextlib.suppress(BlockingIOError):
+                return idle.recv(1) == b""
+            return False
+
+        eventually(is_cut, 20.0, "the server cuts who is idle")
+    store.append(store.frame(0, b"after"))
+    assert store.open() == store.in_order()
 
 
 def test_a_server_without_memory_stores_nothing_serves_reads_and_is_opened_anew_when_it_has_room(store: RedisStore) -> None:

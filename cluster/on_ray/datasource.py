@@ -1,16 +1,15 @@
-"""Ray Data's view of sessions: read tasks, and the blocks that they give.
+"""Ray Data's view of sessions: read tasks.
 
-Owns what a task does on its node. It must not know how tasks are spread (``reading``). Imports Ray Data, which takes a second.
-Invariant: what a task gives is in the order of names and seqs, in blocks of about `BLOCK_BYTES`.
+Owns how Ray is told of them. It must not know how tasks are spread (``reading``), nor what blocks are (``blocks``). Imports Ray
+Data, which takes a second.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import ray.data
@@ -18,27 +17,10 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trilogue.client import Client
-from trilogue.client.reading.columns import SCHEMA, Columns
-from trilogue.client.reading.tables import tables_of
-from trilogue.client.reading.windows import Span
+from trilogue.cluster.on_ray.blocks import PLAIN, Part, read
 
-BLOCK_BYTES = 16 * 1024 * 1024
-BLOCK_ROWS = 128 * 1024
 CPUS_EACH = 0.5
 """A task waits for a store about half of the time."""
-PLAIN = pa.schema([f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in SCHEMA])
-"""Names as plain strings: blocks are joined, sorted and grouped by those who know nothing of each other's dictionaries."""
-
-
-class Part(NamedTuple):
-    """What one task reads: these sessions of a partition, or all of it, from a store of that host if there is one."""
-
-    address: str
-    token: str
-    partition: int
-    sessions: list[str] | None
-    host: str
 
 
 class SessionsDatasource(Datasource):
@@ -59,7 +41,7 @@ class SessionsDatasource(Datasource):
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         """All parts, however many tasks are wished for: a session's order is worth more."""
         unknown = partial(BlockMetadata, num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(partial(read, part, self._columns), unknown()) for part in self._parts]
+        return [ReadTask(partial(_read, part, self._columns), unknown()) for part in self._parts]
 
 
 def dataset(assigned: list[tuple[str, list[Part]]], columns: list[str]) -> ray.data.Dataset:
@@ -85,46 +67,13 @@ def _on(node: str) -> dict[str, Any]:
     return {"ray_remote_args": {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}}
 
 
-def read(part: Part, columns: list[str]) -> Iterator[pa.Table]:
-    """The blocks of a part: what its task does."""
-    with asyncio.Runner() as runner:
-        blocks = _blocks(part)
-        try:
-            while (block := runner.run(_next(blocks))) is not None:
-                yield block.select(columns)
-        finally:
-            runner.run(blocks.aclose())
+def _read(part: Part, columns: list[str]) -> Iterator[pa.Table]:
+    """What a part's task does."""
+    return read(part, columns, is_again=_attempt() != 0)
 
 
-async def _next(blocks: AsyncGenerator[pa.Table, None]) -> pa.Table | None:
-    return await anext(blocks, None)
-
-
-async def _blocks(part: Part) -> AsyncGenerator[pa.Table, None]:
-    async with Client(address=part.address, token=part.token) as client:
-        tables = tables_of(client)
-        holder = tables.holder(part.partition, part.host or None)
-
-        async def spans() -> AsyncIterator[Span]:
-            if part.sessions is None:
-                async for session, first_seq, last_seq in tables.sessions(holder):
-                    yield Span(session, first_seq - 1, last_seq)
-            else:
-                heads = await tables.heads(part.sessions)
-                for session in part.sessions:
-                    yield Span(session, 0, heads[session])
-
-        columns, count = Columns(), 0
-        async for runs in tables.runs(holder, spans(), passes_over_gone=True):
-            for run in runs:
-                columns.take(run)
-            if columns.count >= BLOCK_ROWS or columns.size_bytes >= BLOCK_BYTES:
-                count += columns.count
-                yield _block(columns)
-                columns = Columns()
-        if columns.count or not count:
-            yield _block(columns)
-
-
-def _block(columns: Columns) -> pa.Table:
-    return pa.Table.from_batches([columns.batch(columns.cut())]).cast(PLAIN)
+def _attempt() -> int | None:
+    """How often Ray has begun the task that runs here before; nobody knows, where this Ray does not say it."""
+    core: Any = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined]
+    number: Callable[[], int] | None = getattr(core, "get_current_task_attempt_number", None)
+    return number() if number is not None else None

@@ -6,16 +6,18 @@ that knows whether Ray Data is there. Rules:
 1. A partition is read by one task, so a session's messages come in their order, each once.
 2. A task runs on a node that has a store of its partition, if there is such a node and it is free; partitions are spread over
    those that could read them.
-3. How far a partition is read is decided when its task begins: everything that was acked before the dataset is executed.
+3. How far each session is read is decided when the dataset is made: everything that was acked before. So it is the same
+   however often it is executed, and whichever of its tasks is run again.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trilogue.actors.protocol.errors import ProtocolError, Unavailable, UsageError
+from trilogue.actors.protocol.errors import UsageError
 from trilogue.actors.protocol.ids import check_session, partition_of
 from trilogue.client import Client
 from trilogue.client.connecting.discovery import find
@@ -24,7 +26,7 @@ from trilogue.cluster.commands.streams import run
 if TYPE_CHECKING:
     import ray.data
 
-    from trilogue.cluster.on_ray.datasource import Part
+    from trilogue.cluster.on_ray.blocks import Part
 
 COLUMNS = ("session", "seq", "sender", "sender_id", "n", "sent_at", "stored_at", "body")
 
@@ -33,9 +35,9 @@ def read_sessions(sessions: Iterable[str] | None = None, columns: Iterable[str] 
     """These sessions, or all of them, as a dataset: each message once, in order within its session.
 
     Columns: as `Client.table` has them, names as plain strings; `columns` names those that are wanted. The system is found as a
-    client finds it. A dataset is lazy: what was acked before it is executed is read, a partition by one task, on a node that
-    has a store of it if there is one. Ray shows rows of one task in their order; `preserve_order` of its execution options
-    orders the tasks, too. Raises `UsageError`, `InvalidSession`, and `Unavailable` when the system is not found.
+    client finds it. What was acked before the call is read, whenever the dataset is executed: a partition by one task, on a
+    node that has a store of it if there is one. Ray shows rows of one task in their order; `preserve_order` of its execution
+    options orders the tasks, too. Raises `UsageError`, `InvalidSession`, and `Unavailable` when the system is not found.
     """
     if isinstance(sessions, str) or isinstance(columns, str):
         raise UsageError("read_sessions takes lists: write read_sessions(sessions=[…], columns=[…])")
@@ -58,7 +60,7 @@ def read_sessions(sessions: Iterable[str] | None = None, columns: Iterable[str] 
 async def _parts(sessions: list[str] | None) -> tuple[list[Part], dict[int, list[str]]]:
     """What each task reads, and the hosts of the stores that have it."""
     from trilogue.client.reading.tables import tables_of
-    from trilogue.cluster.on_ray.datasource import Part
+    from trilogue.cluster.on_ray.blocks import Part, stretches_of, stretches_of_all
 
     found = await find(None, None)
     address = ",".join(found.addresses)
@@ -69,15 +71,15 @@ async def _parts(sessions: list[str] | None) -> tuple[list[Part], dict[int, list
         if sessions is not None:
             groups = {p: sorted(s for s in sessions if partition_of(s, partitions) == p) for p in range(partitions)}
             groups = {partition: names for partition, names in groups.items() if names}
-        parts = [Part(address, found.token, partition, names, "") for partition, names in groups.items()]
-        hosts = {}
-        for part in parts:
-            try:
-                addresses = await tables.holder(part.partition).addresses()
-            except (Unavailable, ProtocolError):
-                addresses = []  # its task says what is wrong, if it still is then
-            hosts[part.partition] = [one.rpartition(":")[0] for one in addresses]
-        return parts, hosts
+
+        async def planned(partition: int, names: list[str] | None) -> tuple[Part, list[str]]:
+            holder = tables.holder(partition)
+            stretches = await (stretches_of_all(tables, holder) if names is None else stretches_of(client, names))
+            places = [one.rpartition(":")[0] for one in await holder.addresses()]
+            return Part(address, found.token, partition, stretches, ""), places
+
+        plans = await asyncio.gather(*(planned(partition, names) for partition, names in groups.items()))
+        return [part for part, _ in plans], {part.partition: places for part, places in plans}
 
 
 def assign(parts: list[Part], hosts: Mapping[int, list[str]], nodes: Mapping[str, str]) -> dict[str, list[Part]]:

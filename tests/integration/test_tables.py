@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trilogue.actors.protocol.ids import partition_of
-from trilogue.client import Client, HistoryTrimmed, UsageError
+from trilogue.client import Client, HistoryTrimmed, SyncClient, UsageError
 from trilogue.client.reading.tables import tables_of
 from trilogue.cluster import read_sessions
 from trilogue.cluster.commands.find import Known
 from trilogue.cluster.export.comparing import compare
 from trilogue.cluster.export.exporting import Chosen, export
+from trilogue.cluster.on_ray.reading import _parts
 
 from .conftest import run
 
@@ -100,6 +103,57 @@ def test_ray_dataset_has_every_message_once_in_order_within_its_session(system: 
     for wrong in ({"columns": ["text"]}, {"columns": []}, {"sessions": "a"}):
         with pytest.raises(UsageError):
             read_sessions(**wrong)
+
+
+def test_ray_dataset_has_every_message_once_though_a_task_is_killed_and_fails_if_it_cannot_be_read_again_G3_G8(
+    system: Any, tmp_path: Path
+) -> None:
+    import ray.data
+
+    async def talk() -> None:
+        async with Client(sender="ann") as client:
+            await asyncio.gather(*(client.send("killed-task", b"%d" % k) for k in range(2000)))
+
+    run(talk())
+    [part], _ = run(_parts(["killed-task"]))
+    mark = tmp_path / "killed"
+    rows = ray.data.read_datasource(dying([part], str(mark)), override_num_blocks=1).take_all()
+    assert mark.exists()
+    assert [row["seq"] for row in rows] == list(range(1, 2001))
+    trims = dying([part], str(tmp_path / "trimmed"), trims="killed-task")
+    with pytest.raises(Exception, match="read the dataset anew"):
+        ray.data.read_datasource(trims, override_num_blocks=1).take_all()
+
+
+def dying(parts: list[Any], mark: str, trims: str | None = None) -> Any:
+    """A datasource whose task is killed the first time that it has given four blocks; before that it may trim the session.
+
+    All within a function: Ray carries that to its workers whole, which cannot import tests.
+    """
+    from trilogue.cluster.on_ray import blocks
+    from trilogue.cluster.on_ray.datasource import ReadTask, SessionsDatasource, _read
+
+    def killed_once(part: Any) -> Any:
+        blocks.BLOCK_ROWS = 300
+        for number, block in enumerate(_read(part, ["seq"])):
+            if number == 4 and not os.path.exists(mark):
+                with open(mark, "x"):
+                    pass
+                if trims is not None:
+                    with SyncClient(address=part.address, token=part.token) as client:
+                        client.trim(trims, before=100)
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield block
+        blocks.BLOCK_ROWS = 128 * 1024
+
+    class Dying(SessionsDatasource):
+        def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+            return [
+                ReadTask(lambda part=part: killed_once(part), task.metadata) for part, task in zip(parts, whole, strict=True)
+            ]
+
+    whole = SessionsDatasource(parts, ["seq"]).get_read_tasks(1)
+    return Dying(parts, ["seq"])
 
 
 def test_export_of_a_running_system_is_read_by_ray_data_and_by_duckdb(system: Any, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ disk. It must not know what a frame holds. Rules:
 1. The store's event loop changes it, in the order in which the journal was written; any thread may ask. One thing is done by
    the thread that reads: a frame moves, when its file was written anew (`move`).
 2. Whoever asks while the base moves gets the place of the frame that he asked for, or none: never another one's.
+3. Nobody holds the lock for long: the event loop waits for it, too. Whoever goes through many frames lets go of it between.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from threading import Lock
 
@@ -24,6 +25,7 @@ from trilogue.actors.protocol.invariants import require
 _OFFSET_BITS = 36  # in units of the alignment: files of half a TiB
 _OFFSETS = (1 << _OFFSET_BITS) - 1
 _MOVED_AT_ONCE = 4096
+_SUMMED_AT_ONCE = 4096  # a power of two
 _new = tuple.__new__
 
 
@@ -49,6 +51,10 @@ class Places:
             return False
         self._where[at], self._sizes[at] = new, size // ALIGNMENT
         return True
+
+    def sizes(self, start: int, end: int) -> list[int]:
+        """The sizes of those from `start` to before `end`, in bytes."""
+        return [size * ALIGNMENT for size in self._sizes.part(start, end).plain()]
 
     def append(self, position: Position) -> None:
         """Put a place behind all others."""
@@ -90,6 +96,7 @@ class FramePlaces:
         self.last_index = 0  # of the chain, on disk
         self._chain = Places()
         self._older: list[tuple[int, Places]] = []  # (the first index, …), in order
+        self._sums: dict[int, int] = {}  # a multiple of `_SUMMED_AT_ONCE` -> how many bytes so many frames from it on take
         self._lock = Lock()
 
     @property
@@ -112,6 +119,7 @@ class FramePlaces:
                 for index, old, new, size in some:
                     held = self._held(index)
                     if held is not None:
+                        self._sums.pop(index & -_SUMMED_AT_ONCE, None)
                         held[0].move(held[1], start | old // ALIGNMENT, start | new // ALIGNMENT, size)
 
     def _held(self, index: int) -> tuple[Places, int] | None:
@@ -140,14 +148,29 @@ class FramePlaces:
                 end = offset + size
         return found
 
-    def before_last(self, upto: int, floor: int, bytes_max: int) -> int:
-        """The lowest index, not below `floor`, behind which the frames up to `upto` take `bytes_max` at most."""
-        with self._lock:
-            while upto > floor and upto >= self.base:
-                bytes_max -= self._chain[upto - self.base].size
-                if bytes_max < 0:
-                    return upto
-                upto -= 1
+    def before_last(self, upto: int, floor: int, bytes_max: int, goes_on: Callable[[], bool] = lambda: True) -> int:
+        """The lowest index, not below `floor`, behind which the frames up to `upto` take `bytes_max` at most.
+
+        The floor, too, when `goes_on` says no before: what was counted till then costs next to nothing the next time.
+        """
+        while upto > floor and goes_on():
+            first = max(floor + 1, upto & -_SUMMED_AT_ONCE)
+            is_whole = upto + 1 - first == _SUMMED_AT_ONCE
+            size = self._sums.get(first) if is_whole else None
+            if size is None or size > bytes_max:
+                with self._lock:
+                    if first < self.base:
+                        return floor  # it has moved
+                    sizes = self._chain.sizes(first - self.base, upto + 1 - self.base)
+                    size = sum(sizes)
+                    if is_whole:
+                        self._sums[first] = size
+                if size > bytes_max:
+                    while sizes[-1] <= bytes_max:
+                        bytes_max -= sizes.pop()
+                    return first - 1 + len(sizes)
+            bytes_max -= size
+            upto = first - 1
         return floor
 
     def take(self, index: int, position: Position) -> None:
@@ -167,11 +190,13 @@ class FramePlaces:
     def _make_room(self, index: int) -> None:
         require(self.base <= index <= self.last_index, "the place of frame {} is not its own", index)
         with self._lock:
+            self._sums.clear()
             self._chain.cut(index - self.base)
 
     def join(self, first: int, kept: list[Interval], base: int) -> None:
         """The chain was cut, and begins at `first`; of what lies below, `kept` was. Then the chain reached down to `base`."""
         with self._lock:
+            self._sums.clear()
             pieces = [*self._older, (self.base, self._chain)]
             self._older = [
                 (start, places.part(start - at, min(end, at + len(places) - 1) - at + 1))
@@ -186,6 +211,7 @@ class FramePlaces:
     def fill(self, index: int, position: Position, base: int) -> None:
         """A frame below the base; with it, the chain reaches down to `base`."""
         with self._lock:
+            self._sums.clear()
             at = bisect_right(self._older, index, key=lambda piece: piece[0]) - 1
             if at >= 0 and index < self._older[at][0] + len(self._older[at][1]):
                 first, places = self._older[at]

@@ -45,8 +45,9 @@ from trilogue.actors.journal.summary import summarise
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.submissions import Question
-from trilogue.actors.protocol.thinning import find_record, holds_messages, last_stored
+from trilogue.actors.protocol.thinning import find_record
 from trilogue.actors.protocol.vocabulary import Piece, Say
+from trilogue.actors.store.overdue import Overdue
 from trilogue.actors.store.places import FramePlaces
 from trilogue.actors.store.thinner import Thinner
 from trilogue.actors.wire import Connection
@@ -60,6 +61,9 @@ ASKED_SLICE_S = 0.25
 """How long it works on an index that is behind before who asked is told to ask again."""
 STATES_SLICE_S = 0.05
 """How long it looks up sessions for one request (70 µs each), or reads records, before the rest is to be asked for again."""
+OLD_SLICE_S = 0.02
+"""How long it looks at every `retention_look_ms` for what is too old or too much: what it has not found by then stays till the
+next time."""
 READ_AHEAD_BYTES = 256 * 1024
 RESTS_WHILE_BUSY = 3
 """How many times as long as a slice it rests after it while the store writes: a quarter of the time is its share."""
@@ -93,6 +97,7 @@ class StoreReader:
         self._asked_for: set[int] = set()  # partitions whose index was behind when it was needed
         self._unreadable: set[int] = set()
         self._ahead: dict[int, ReadAhead] = {}
+        self._overdue: dict[int, Overdue] = {}
         self._summary: Iterator[None] | None = None  # it is being made, of the file `_summarised`; those before are there
         self._summarised = 0
         self.thinner = Thinner(journal, places, indexes, committed_upto, limits, self._summarise_again, is_back)
@@ -285,24 +290,12 @@ class StoreReader:
         return record
 
     def _old(self, index: PartitionIndex, upto: int, before_us: int, bytes_max: int) -> int:
-        """The last frame with messages up to `upto` that holds nothing stored since `before_us`, or behind which `bytes_max`
-        bytes lie; the floor if there is none above it. What holds no message is not worth a floor, which is a frame, too."""
-        partition, floor = index.partition, index.recent.floor
-        low, high = floor, upto  # `low` is old; what lies behind `high` is not
-        while low < high:
-            middle = at = (low + high + 1) // 2
-            stored_at_us = None
-            while at > low and stored_at_us is None:  # an empty frame is as old as the one before it
-                stored_at_us = last_stored(self._frame(partition, at))
-                at -= 1
-            if stored_at_us is None or stored_at_us < before_us:
-                low = middle
-            else:
-                high = middle - 1
-        old = max(low, self._places[partition].before_last(upto, floor, bytes_max))
-        while old > floor and not holds_messages(self._frame(partition, old)):
-            old -= 1
-        return old
+        partition = index.partition
+        overdue = self._overdue.get(partition)
+        if overdue is None:
+            places, frame_bytes_max = self._places[partition], self._limits.frame_bytes_max
+            overdue = self._overdue[partition] = Overdue(places, partial(self._frame, partition), frame_bytes_max)
+        return overdue.upto(index.recent.floor, upto, before_us, bytes_max, monotonic() + OLD_SLICE_S)
 
     def _read(self, partition: int, index: int, read: Callable[[], bytes]) -> bytes:
         try:

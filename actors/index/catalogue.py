@@ -12,7 +12,8 @@ journal. Used by one thread. Rules:
 4. The write-ahead log is synced before the file is written from it (`synchronous=NORMAL`). So a power cut takes the newest
    segments along, never parts of one.
 5. A session that no segment names costs one look into each of them, inside SQLite; there are fewer than
-   `index_merge_segments_max` of a level.
+   `index_merge_segments_max` of a level. No query goes through more of the other tables than it gives back: where two are
+   joined, `CROSS JOIN` says which one comes first.
 
     identity  mark: what rule 1 compares
     segments  id -> partition, level, upto, frame_crc (of the frame at `upto`), last_stored_at_us, floor (messages in frames up
@@ -95,12 +96,11 @@ _SOME_KEYS: Final = (
     "SELECT key, seq, stored_at_us, digest, crc FROM keys WHERE segment = ? AND session = ? ORDER BY key, seq LIMIT ?"
 )
 _TRIMS: Final = (
-    "SELECT before, trims.crc FROM segments JOIN trims ON segment = id AND session = ?2 WHERE partition = ?1"
+    "SELECT before, trims.crc FROM segments CROSS JOIN trims ON segment = id AND session = ?2 WHERE partition = ?1"
     " ORDER BY before DESC LIMIT 1"
 )
 _TRIMMED_BEHIND: Final = (
-    "SELECT session, max(before) FROM segments JOIN trims ON segment = id WHERE partition = ? AND session > ?"
-    " GROUP BY session ORDER BY session LIMIT ?"
+    "SELECT session, max(before) FROM trims WHERE segment = ? AND session > ? GROUP BY session ORDER BY session LIMIT ?"
 )
 _FIRST_BEHIND: Final = (
     "SELECT first_seq, at, last_seq, entries, crc FROM parts WHERE segment = ?1 AND session = ?2 AND first_seq >= coalesce("
@@ -262,7 +262,12 @@ class Catalogue:
 
     def trimmed_sessions(self, partition: int, after: str, count: int) -> list[tuple[str, int]]:
         """Sessions that were trimmed, in the order of their names behind `after`, `count` at most: each with its `trimmed`."""
-        return self.database.execute(_TRIMMED_BEHIND, (partition, after, count)).fetchall()
+        found: dict[str, int] = {}
+        for segment in self.segments:
+            if segment.partition == partition:
+                for session, before in self.database.execute(_TRIMMED_BEHIND, (segment.id, after, count)):
+                    found[session] = max(before, found.get(session, 0))
+        return sorted(found.items())[:count]
 
     def parts_behind(self, segments: list[int], session: str, at: int) -> Iterator[Part]:
         """The session's entries in these segments, from the part on in which those begin that lie behind the place `at`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from indexed_log import FOR_EVER, SENDERS, SMALL, Log
-from trilogue.actors.index.catalogue import FILE, CatalogueDamaged
+from trilogue.actors.index import catalogue
+from trilogue.actors.index.catalogue import FILE, Catalogue, CatalogueDamaged, Segment, crc_of
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.protocol.messages import Run, messages_of
 from trilogue.actors.protocol.submissions import Question
@@ -229,3 +231,35 @@ def test_store_without_room_for_a_catalogue_serves_from_memory(tmp_path: Path) -
     keeper.tidy(FOR_EVER, rest=True)
     assert frames_read(log, keeper) == []
     assert "unable to open" in keeper.status()["trouble"]
+
+
+QUERIES = {
+    name: query for name, query in vars(catalogue).items() if isinstance(query, str) and query.startswith(("SELECT", "WITH"))
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_no_query_goes_through_a_table_that_may_be_large(name: str) -> None:
+    """Seen: SQLite turned a join round, and each page of a session went through the trims of all the others."""
+    query = QUERIES[name]
+    arguments = [1] * max([int(number) for number in re.findall(r"[?](\d)", query)] or [query.count("?")])
+    plan = [row[3] for row in Catalogue.open(None, "m").database.execute(f"EXPLAIN QUERY PLAN {query}", arguments)]
+    assert [step for step in plan if step.startswith("SCAN") and step not in ("SCAN segments", "SCAN names")] == []
+    assert not any("TEMP B-TREE FOR GROUP BY" in step for step in plan)
+
+
+def test_trimmed_sessions_are_told_in_the_order_of_their_names_each_with_its_highest_trim() -> None:
+    catalogue = Catalogue.open(None, "m")
+    rows = {1: ["a", "c", "e", "g"], 2: ["a", "b", "c"], 3: ["c", "f"], 4: ["d"]}
+    for segment, names in rows.items():
+        catalogue.segments.append(Segment(segment, int(segment == 4), 0, 10 * segment, 0, 0, 0))
+        for name in names:
+            for before in (5, 10 - segment):
+                catalogue.database.execute(
+                    "INSERT INTO trims VALUES (?, ?, ?, ?)", (segment, name, before, crc_of(name, before))
+                )
+    found: list[tuple[str, int]] = []
+    while some := catalogue.trimmed_sessions(0, found[-1][0] if found else "", 2):
+        found += some
+    assert found == [("a", 9), ("b", 8), ("c", 9), ("e", 9), ("f", 7), ("g", 9)]
+    assert catalogue.trimmed_sessions(1, "", 2) == [("d", 6)]

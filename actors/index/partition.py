@@ -11,6 +11,7 @@ time to write. Used by one thread. Rules:
    it lies in the log is compared by its session here, and by its numbers by whoever unpacks it.
 5. What trims say of the frames that are in is gone: it is not read any more, though its numbers are. Where a session begins now
    is told instead of a page (`runs`, `records`).
+6. Nothing that is read here outlives a call: the catalogue is written, merged and swept between two.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from heapq import nsmallest
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import msgpack
@@ -78,6 +79,7 @@ class PartitionIndex:
         assert self.leaving is None
         self.leaving = self.recent
         self.recent = Recent(self.leaving.upto, self.leaving.last_stored_at_us, self.leaving.floor)
+        self.recent.news, self.leaving.news = self.leaving.news, []  # it is not written
         return self.leaving
 
     def left(self) -> None:
@@ -284,24 +286,25 @@ class PartitionIndex:
 
     def take_news(self) -> list[tuple[str, int]]:
         """The sessions that trims have named since this was asked last, each with the seq below which its messages are gone."""
-        news: list[tuple[str, int]] = []
-        for recent in (self.leaving, self.recent):
-            if recent is not None:
-                news += recent.news
-                recent.news = []
+        news, self.recent.news = self.recent.news, []
         return news
 
     def trimmed_sessions(self, after: str, count: int) -> list[tuple[str, int]]:
         """Those of the catalogue, as `take_news` gives them, in the order of their names behind `after`: `count` at most."""
         return self._catalogue.trimmed_sessions(self.partition, after, count)
 
-    def gone_records(self, session: str, first: int, before: int) -> Iterator[tuple[int, int]]:
-        """The session's records from seq `first` on, below `before`: of each its frame, and its size when it was taken in."""
-        for place in self._places_from(session, first):
-            if place.first_seq + place.messages > before:
-                return
+    def gone_records(self, session: str, first: int, before: int, count: int) -> tuple[list[tuple[int, int]], int]:
+        """Of the session's records from seq `first` on, `count` at most, those below `before`: of each its frame, and its size
+        when it was taken in; and from which seq on to ask again, 0 if these are all."""
+        found: list[tuple[int, int]] = []
+        places = list(islice(self._places_from(session, first), count))
+        for place in places:
+            first = place.first_seq + place.messages
+            if first > before:
+                return found, 0
             if place.frame_index > self.recent.floor:
-                yield place.frame_index, place.size
+                found.append((place.frame_index, place.size))
+        return found, first if len(places) == count and first < before else 0
 
     # ------------------------------------------------------------------ retries
 

@@ -17,7 +17,7 @@ alone, a little at a time. Rules:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from time import monotonic
 from typing import Any, Final
 
@@ -67,7 +67,7 @@ class Thinner:
         self._counted: dict[int, int] = {}  # partition -> the floor up to which its frames were counted
         self._counting: dict[int, Iterator[None]] = {}
         self._trimmed: dict[tuple[int, str], int] = {}  # (partition, session) -> the seq below which it was counted
-        self._job: Iterator[None] | None = None
+        self._job: Generator[None] | None = None
         self._part: Part | None = None  # it is being written anew by the job
 
     def work(self, deadline: float) -> bool:
@@ -89,7 +89,10 @@ class Thinner:
             self._instead[FrameKey(header.partition, header.index, header.header_crc)] = frame
 
     def start_again(self) -> None:
-        """The indexes are made anew: what is gone they will tell again."""
+        """The indexes are made anew: what is gone they will tell again. A job asks those that were, and is not finished."""
+        if self._job is not None:
+            self._job.close()
+            self._job = self._part = None
         self._counted.clear()
         self._counting.clear()
         self._trimmed.clear()
@@ -133,11 +136,13 @@ class Thinner:
         self._trimmed[key] = max(first, before)
         if len(self._trimmed) > TRIMS_KEPT_MAX:
             del self._trimmed[next(iter(self._trimmed))]
-        for k, (frame_index, size) in enumerate(index.gone_records(session, first, before)):
-            position = self._places[index.partition].at(frame_index)
-            if position is not None:
-                self._note(position, min(size, position.size))
-            if k % STEP_FRAMES == STEP_FRAMES - 1:
+        while first:
+            records, first = index.gone_records(session, first, before, STEP_FRAMES)
+            for frame_index, size in records:
+                position = self._places[index.partition].at(frame_index)
+                if position is not None:
+                    self._note(position, min(size, position.size))
+            if first:
                 yield
 
     def _note(self, position: Position, size: int) -> None:
@@ -157,7 +162,7 @@ class Thinner:
 
     # ------------------------------------------------------------------ one part
 
-    def _thin(self, part: Part) -> Iterator[None]:
+    def _thin(self, part: Part) -> Generator[None]:
         journal = self._journal
         self._gone_bytes.pop(part, None)
         instead = self._taken_for(part)
@@ -172,6 +177,9 @@ class Thinner:
             anew.give_up()
             logger.warning("part %s of the journal is not written anew: %s", part, error)
             return
+        except BaseException:
+            anew.give_up()
+            raise
         for partition in anew.moves.seen:
             self._places[partition].move(anew.file, anew.moves.of(partition))
         for partition, frame_index, old_offset, _, _ in anew.moves if instead else ():

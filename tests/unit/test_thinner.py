@@ -119,6 +119,56 @@ def test_what_was_trimmed_before_a_restart_is_given_back_after_it(store: Store) 
     again.journal.close()
 
 
+def flushed(store: Store) -> None:
+    """All that its index has in memory is written to the catalogue, as a segment."""
+    while store.indexes._write_a_little(FOR_EVER) and store.indexes._flush is not None:
+        pass
+
+
+def test_a_trim_that_is_written_to_the_catalogue_at_once_gives_its_space_back_without_a_restart(store: Store) -> None:
+    store.thin()
+    before = store.disk_bytes()
+    store.append((TRIM, "s", 401, 9))
+    store.catch_up()
+    flushed(store)
+    store.thin()
+    assert store.disk_bytes() < before - 300_000
+
+
+def test_segments_may_be_merged_and_swept_while_what_is_gone_is_counted(tmp_path: Path) -> None:
+    """Seen: the count went on in segments that were not there any more, and the whole index was thrown away."""
+    store = Store(tmp_path / "store")
+    for segment in range(SMALL.index_merge_segments_max):
+        for k in range(300):
+            store.append(run("s", 300 * segment + k + 1, count=1))
+        if segment == SMALL.index_merge_segments_max - 1:
+            store.append((TRIM, "s", 300 * segment + 301, 9))
+            store.catch_up()
+            assert store.thinner._count_a_little()
+        store.catch_up()
+        flushed(store)
+    store.indexes.tidy(FOR_EVER, rest=False)
+    assert len(store.indexes.catalogue.segments) == 1
+    store.thin()
+    assert store.disk_bytes() < 1_000_000
+    assert store.indexes.rebuilds == 0
+    store.journal.close()
+
+
+def test_an_index_that_is_thrown_away_ends_the_job_that_asks_it(store: Store) -> None:
+    """Seen: the job asked the closed index for a session, so that the new one was thrown away, too."""
+    store.append((TRIM, "s", 401, 9))
+    store.catch_up()
+    while not list(store.directory.glob("*.trl.tmp")):
+        assert store.thinner.work(monotonic() + 1e-5)
+    store.indexes.discard("as a test wants it")
+    store.thinner.start_again()
+    assert not list(store.directory.glob("*.trl.tmp"))
+    store.thin()
+    assert store.thinner.files_thinned >= 2
+    assert store.originals("s", 1, 400) == {n: n for n in range(1, 401)}
+
+
 def test_trimming_further_makes_thin_frames_thinner(store: Store) -> None:
     store.append((TRIM, "s", 401, 9))
     store.thin()

@@ -45,12 +45,12 @@ from trilogue.actors.protocol.frames import ALIGNMENT, HEADER_BYTES
 from trilogue.actors.protocol.invariants import require, violated
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.thinning import header_of
-from trilogue.actors.redis_journal.layout import APPEND, PART, REWRITE, Keys, call, identity_key
+from trilogue.actors.redis_journal.layout import APPEND, PART, Keys, call, identity_key, rewrite
 from trilogue.actors.redis_journal.link import Command, LinkLost, Refusal
 from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.place import RedisPlace
 from trilogue.actors.redis_journal.promise import Server
-from trilogue.actors.redis_journal.replay import PART_BYTES, chained, damaged
+from trilogue.actors.redis_journal.replay import PART_BYTES, chained, damaged, may_be
 from trilogue.actors.redis_journal.thin_part import ThinPart
 from trilogue.actors.redis_journal.witness import Witness, write_witness
 
@@ -299,13 +299,17 @@ class RedisJournal:
         header = header_of(frame, position.size)
         if FrameKey(header.partition, header.index, header.header_crc) != key or len(frame) != position.size:
             raise ProtocolError(f"frame {header.index} where frame {key.frame_index} of {key.partition} was stored")
+        require(position.file == key.partition, "a frame of partition {} lies in log {}", key.partition, position.file)
         keys, offset, entry = self._logs[position.file].keys, position.offset, frame
         try:
-            if self._ask(keys.log, ["HSTRLEN", keys.log, offset]) == 0:
-                offset -= HEADER_BYTES
+            there, around = self._ask(keys.log, ["HMGET", keys.log, offset, offset - HEADER_BYTES])
+            if there is None:
+                there, offset = around, offset - HEADER_BYTES
                 fill = FillRecord(key.partition, frame)
                 entry = encode_control(fill, log_id=self.identity.log_id, file=position.file, offset=offset)
-            answer = self._ask(keys.log, call(REWRITE, keys, self._owner, offset, entry))
+            if there is None or len(there) != len(entry) or not may_be(key, there):
+                raise self._damaged(position, "another record lies where a frame was stored; nothing is written there")
+            answer = self._ask(keys.log, rewrite(keys, self._owner, offset, there, entry))
         except Unavailable as error:
             raise self._damaged(position, str(error)) from None
         if answer != 1:

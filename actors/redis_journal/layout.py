@@ -14,7 +14,8 @@ An entry is a frame or a control record, the same bytes as in a journal file; it
 2. A script writes only for the owner, only at the end that the owner knows, and never under a fence that is lower. Who
    opens a journal becomes its owner: whoever had it open gets nothing more in.
 3. The store's UUID is in the names: what is left of an earlier store is never taken for the present one's, and never removed.
-4. Numbers that may be large are compared as texts: Lua's have 53 bits.
+4. Whoever replaces an entry has read it, and knows that its place is his: the script replaces that very one.
+5. Numbers that may be large are compared as texts: Lua's have 53 bits.
 """
 
 from __future__ import annotations
@@ -128,13 +129,21 @@ return string.sub(entry, skip + 1, skip + tonumber(ARGV[4]))
 REWRITE: Final = _script("""
 #!lua flags=allow-oom
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 'another process has taken this store' end
-if redis.call('HSTRLEN', KEYS[2], ARGV[2]) == 0 then return 'nothing lies there' end
-redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+local there = redis.call('HGET', KEYS[2], ARGV[2])
+if not there then return 'nothing lies there' end
+if redis.sha1hex(there) ~= ARGV[3] then return 'another entry lies there' end
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[4])
 return 1
 """)
-"""KEYS head log; owner, offset, entry -> 1, or why not. No entry becomes larger, so a full server may do it, too."""
+"""KEYS head log; owner, offset, the SHA-1 of the entry that lies there, entry -> 1, or why not. No entry becomes larger, so a
+full server may do it, too."""
 
 SCRIPTS: Final = (OWN, CLAIM, APPEND, WALK, PART, REWRITE)
+
+
+def rewrite(keys: Keys, owner: str, offset: int, there: bytes, entry: bytes) -> list[bytes | str | int]:
+    """The command that lets `entry` take the place of the entry `there`."""
+    return call(REWRITE, keys, owner, offset, sha1(there).hexdigest(), entry)
 
 
 def call(script: Script, keys: tuple[bytes, ...], *arguments: bytes | str | int) -> list[bytes | str | int]:

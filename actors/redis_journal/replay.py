@@ -23,9 +23,10 @@ from trilogue.actors.journal import (
     JoinRecord,
     Position,
 )
-from trilogue.actors.journal.records import check_place, decode_control, follows
+from trilogue.actors.journal.records import FLAG_FILL, check_place, decode_control, follows
+from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError
-from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_frame, padded, payload_of
+from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_frame, decode_header, padded, payload_of
 from trilogue.actors.protocol.holdings import Fence, PartitionState
 from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, inner_of, is_thin, payload_of_records
 
@@ -47,6 +48,17 @@ def step_of(entry: bytes) -> int:
 def _own_header(entry: bytes) -> bytes:
     """The header that it was appended with."""
     return entry[HEADER_BYTES : 2 * HEADER_BYTES] if is_thin(entry) else entry[:HEADER_BYTES]
+
+
+def may_be(key: FrameKey, entry: bytes) -> bool:
+    """Whether an entry that went bad may be the frame `key`, or hold it: unless its headers are whole and say otherwise."""
+    at = 0
+    try:
+        while (header := decode_header(entry, at, _ANY_BYTES)).flags in (FLAG_FILL, FLAG_THIN):
+            at += HEADER_BYTES
+    except ProtocolError:
+        return True
+    return header.flags == 0 and FrameKey(header.partition, header.index, header.header_crc) == key
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from trilogue.actors.journal import Position
 from trilogue.actors.journal.thin_file import Moves, Thin
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError
 from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, is_thin, placed
-from trilogue.actors.redis_journal.layout import REWRITE, WALK, Keys, call
+from trilogue.actors.redis_journal.layout import WALK, Keys, call, rewrite
 from trilogue.actors.redis_journal.link import Command
 from trilogue.actors.redis_journal.replay import step_of
 
@@ -49,7 +49,7 @@ class ThinPart:
         self.freed_bytes = 0
         self._keys, self._start, self._end, self._owner = keys, start, end, owner
         self._ask, self._change, self._thin, self._instead = ask, change, thin, instead
-        self._changed: list[tuple[int, bytes]] = []
+        self._changed: list[tuple[int, bytes, bytes]] = []  # (offset, what lies there, what is to lie there)
 
     def write(self) -> Iterator[None]:
         """Find out what is to be left of each entry. Raises `Corrupt` (what cannot be read) or `Unavailable`."""
@@ -66,7 +66,7 @@ class ThinPart:
 
     def take_place(self) -> None:
         """Let what is left take the places. Raises `Unavailable` (nothing was changed) or `JournalBroken` (some may be)."""
-        self._change(self._keys.log, [call(REWRITE, self._keys, self._owner, offset, entry) for offset, entry in self._changed])
+        self._change(self._keys.log, [rewrite(self._keys, self._owner, *change) for change in self._changed])
 
     def give_up(self) -> None:
         """Leave everything as it is."""
@@ -88,7 +88,7 @@ class ThinPart:
             raise Corrupt(f"the log of partition {self.file} is damaged at byte {offset}: {error}") from None
         if left is not entry:
             left = placed(left, self.file, offset) if is_thin(left) else left
-            self._changed.append((offset, left))
+            self._changed.append((offset, entry, left))
             self.freed_bytes += size - len(left)
             self.moves.add(header.partition, header.index, offset, offset, len(left))
         return header.frame_bytes

@@ -15,13 +15,15 @@ from trilogue.actors.journal import Entry, FenceRecord, FrameFilled, FrameFound,
 from trilogue.actors.protocol.holdings import Fence
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.store import StoreState, Write, WriteFill, WriteFrame, WriteJoin
-from trilogue.actors.store.places import FramePlaces
+from trilogue.actors.store.places import IN_FILES, FramePlaces
 
 
 class StoreContents:
     """The partitions of one store."""
 
-    def __init__(self, log_id: int, limits: Limits) -> None:
+    def __init__(self, log_id: int, limits: Limits, offset_bits: int = IN_FILES) -> None:
+        """`offset_bits`: how its journal's positions are kept (``places``)."""
+        self._offset_bits = offset_bits
         self.state = StoreState(log_id, limits)
         self.places: dict[int, FramePlaces] = {}
 
@@ -78,5 +80,5 @@ class StoreContents:
     def _places_of(self, partition: int) -> FramePlaces:
         places = self.places.get(partition)
         if places is None:
-            places = self.places[partition] = FramePlaces()
+            places = self.places[partition] = FramePlaces(self._offset_bits)
         return places

@@ -24,6 +24,7 @@ from trilogue.actors.protocol.errors import Corrupt, DirectoryInUse, ServerUnusa
 from trilogue.actors.redis_journal.opening import Opening, open_redis_journal
 from trilogue.actors.redis_journal.place import parse_place
 from trilogue.actors.store.contents import StoreContents
+from trilogue.actors.store.places import IN_LOGS
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ async def _open_files(config: StoreConfig, identity: Identity) -> tuple[StoreJou
 
 
 def _open_redis(config: StoreConfig) -> tuple[StoreJournal, StoreContents]:
-    held = StoreContents(config.log_id, config.limits)
+    held = StoreContents(config.log_id, config.limits, IN_LOGS)
     opening = Opening(
         place=parse_place(config.url),
         credentials=config.credentials,

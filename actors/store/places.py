@@ -7,6 +7,8 @@ disk. It must not know what a frame holds. Rules:
    the thread that reads: a frame moves, when its file was written anew (`move`).
 2. Whoever asks while the base moves gets the place of the frame that he asked for, or none: never another one's.
 3. Nobody holds the lock for long: the event loop waits for it, too. Whoever goes through many frames lets go of it between.
+4. A place comes out as it went in. One number holds which file and where in it; how many bits each has (`offset_bits`) depends
+   on the journal: many files of some MiB, or one log a partition that grows for ever. What does not fit breaks an invariant.
 """
 
 from __future__ import annotations
@@ -16,14 +18,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from itertools import islice
 from threading import Lock
+from typing import Final
 
 from trilogue.actors.journal import Position
 from trilogue.actors.protocol.frames import ALIGNMENT
 from trilogue.actors.protocol.holdings import Interval, Row
-from trilogue.actors.protocol.invariants import require
+from trilogue.actors.protocol.ids import PARTITIONS_MAX
+from trilogue.actors.protocol.invariants import require, violated
 
-_OFFSET_BITS = 36  # in units of the alignment: files of half a TiB
-_OFFSETS = (1 << _OFFSET_BITS) - 1
+IN_FILES: Final = 36
+"""Bits of an offset, in units of the alignment: files of half a TiB at most, and 2^28 of them."""
+IN_LOGS: Final = 53
+"""The same on a server, where a file is a partition's log: 2^56 bytes each."""
+require(PARTITIONS_MAX <= 1 << 64 - IN_LOGS, "each partition has a log")
+_SIZE_BYTES_MAX: Final = ((1 << 32) - 1) * ALIGNMENT
 _MOVED_AT_ONCE = 4096
 _SUMMED_AT_ONCE = 4096  # a power of two
 _new = tuple.__new__
@@ -32,9 +40,11 @@ _new = tuple.__new__
 class Places:
     """The places of consecutive frames: 12 bytes each."""
 
-    __slots__ = ("_sizes", "_where")
+    __slots__ = ("_files", "_mask", "_offset_bits", "_offset_bytes", "_sizes", "_where")
 
-    def __init__(self, where: Row[int] | None = None, sizes: Row[int] | None = None) -> None:
+    def __init__(self, offset_bits: int, where: Row[int] | None = None, sizes: Row[int] | None = None) -> None:
+        self._offset_bits, self._mask = offset_bits, (1 << offset_bits) - 1
+        self._files, self._offset_bytes = 1 << 64 - offset_bits, ALIGNMENT << offset_bits
         self._where: Row[int] = where if where is not None else Row(array("Q"))
         self._sizes: Row[int] = sizes if sizes is not None else Row(array("I"))
 
@@ -43,13 +53,15 @@ class Places:
 
     def __getitem__(self, at: int) -> Position:
         where, size = self._where[at], self._sizes[at]
-        return _new(Position, (where >> _OFFSET_BITS, (where & _OFFSETS) * ALIGNMENT, size * ALIGNMENT))
+        return _new(Position, (where >> self._offset_bits, (where & self._mask) * ALIGNMENT, size * ALIGNMENT))
 
-    def move(self, at: int, old: int, new: int, size: int) -> bool:
-        """Put another place there, if `old` was the one: both as they are kept here."""
-        if self._where[at] != old:
+    def move(self, at: int, file: int, old: int, new: int, size: int) -> bool:
+        """Let the frame lie at `new` in its file, if it lies at `old`."""
+        start = file << self._offset_bits
+        if self._where[at] != start | old // ALIGNMENT:
             return False
-        self._where[at], self._sizes[at] = new, size // ALIGNMENT
+        self._check(file, new, size)
+        self._where[at], self._sizes[at] = start | new // ALIGNMENT, size // ALIGNMENT
         return True
 
     def sizes(self, start: int, end: int) -> list[int]:
@@ -59,12 +71,24 @@ class Places:
     def append(self, position: Position) -> None:
         """Put a place behind all others."""
         file, offset, size = position
-        self._where.append(file << _OFFSET_BITS | offset // ALIGNMENT)
+        self._check(file, offset, size)
+        self._where.append(file << self._offset_bits | offset // ALIGNMENT)
         self._sizes.append(size // ALIGNMENT)
+
+    def _check(self, file: int, offset: int, size: int) -> None:
+        """Assert that the place comes out as it goes in: its bits do not run into each other, and none is dropped."""
+        if (offset | size) % ALIGNMENT or not (
+            0 <= file < self._files and 0 <= offset < self._offset_bytes and 0 <= size <= _SIZE_BYTES_MAX
+        ):
+            violated("a frame of {} bytes at byte {} of file {} has no place", size, offset, file)
 
     def extend(self, file: int, offsets: array[int], sizes: array[int]) -> None:
         """Put many of one file behind all others."""
-        at = file << _OFFSET_BITS
+        if not offsets:
+            return
+        for offset, size in ((min(offsets), min(sizes)), (max(offsets), max(sizes)), (offsets[-1], sizes[-1])):
+            self._check(file, offset, size)
+        at = file << self._offset_bits
         self._where.put_behind(Row(array("Q", [at | offset // ALIGNMENT for offset in offsets])))
         self._sizes.put_behind(Row(array("I", [size // ALIGNMENT for size in sizes])))
 
@@ -85,16 +109,18 @@ class Places:
 
     def part(self, start: int, end: int) -> Places:
         """Those from `start` to before `end`, copied."""
-        return Places(self._where.part(start, end), self._sizes.part(start, end))
+        return Places(self._offset_bits, self._where.part(start, end), self._sizes.part(start, end))
 
 
 class FramePlaces:
     """The places of one partition's frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset_bits: int = IN_FILES) -> None:
+        """`offset_bits`: `IN_FILES` or `IN_LOGS`."""
         self.base = 1
         self.last_index = 0  # of the chain, on disk
-        self._chain = Places()
+        self._offset_bits = offset_bits
+        self._chain = Places(offset_bits)
         self._older: list[tuple[int, Places]] = []  # (the first index, …), in order
         self._sums: dict[int, int] = {}  # a multiple of `_SUMMED_AT_ONCE` -> how many bytes so many frames from it on take
         self._lock = Lock()
@@ -113,14 +139,14 @@ class FramePlaces:
     def move(self, file: int, moves: Iterable[tuple[int, int, int, int]]) -> None:
         """These frames lie elsewhere in the file now: (index, where it lay, where it lies, its size now) each. Of another one
         that lies at such an index by now nothing changes."""
-        start, moves = file << _OFFSET_BITS, iter(moves)
+        moves = iter(moves)
         while some := list(islice(moves, _MOVED_AT_ONCE)):  # others wait for the lock
             with self._lock:
                 for index, old, new, size in some:
                     held = self._held(index)
                     if held is not None:
                         self._sums.pop(index & -_SUMMED_AT_ONCE, None)
-                        held[0].move(held[1], start | old // ALIGNMENT, start | new // ALIGNMENT, size)
+                        held[0].move(held[1], file, old, new, size)
 
     def _held(self, index: int) -> tuple[Places, int] | None:
         first, places = self.base, self._chain
@@ -205,7 +231,7 @@ class FramePlaces:
                 if at <= start < at + len(places)
             ]
             require([(at, at + len(places) - 1) for at, places in self._older] == kept, "what was kept has no places")
-            self.base, self._chain, self.last_index = first, Places(), first - 1
+            self.base, self._chain, self.last_index = first, Places(self._offset_bits), first - 1
             self._settle(base)
 
     def fill(self, index: int, position: Position, base: int) -> None:
@@ -222,7 +248,7 @@ class FramePlaces:
                 self._older[at][1].append(position)
             else:
                 at += 1
-                places = Places()
+                places = Places(self._offset_bits)
                 places.append(position)
                 self._older.insert(at, (index, places))
             self._connect(at)

@@ -40,9 +40,11 @@ from trilogue.actors.journal import (
 from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.protocol.errors import Corrupt, ServerUnusable, Unavailable
 from trilogue.actors.protocol.frames import decode_frame
+from trilogue.actors.protocol.invariants import InvariantBroken
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.redis_journal import journal as journal_module
 from trilogue.actors.redis_journal.export import export_store
+from trilogue.actors.redis_journal.layout import partition_keys, rewrite
 from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.place import parse_place
 from trilogue.actors.redis_journal.removal import remove_keys
@@ -464,6 +466,25 @@ def test_a_frame_that_went_bad_is_written_again_where_it_was(store: RedisStore) 
         assert store.opened.read(position) == frame
     assert frame == filled
     assert store.open() == store.in_order()
+
+
+def test_a_repair_replaces_the_very_frame_and_nothing_else_that_lies_there_G2(store: RedisStore) -> None:
+    (before, position, other) = store.append(*(store.frame(partition, b"the same size") for partition in (0, 0, 3)))
+    frame = store.opened.read(position)
+    key = FrameKey(0, 5, decode_frame(frame, len(frame)).header_crc)
+    with pytest.raises(InvariantBroken, match="a frame of partition 0 lies in log 3"):
+        store.opened.rewrite_in_place(other, key, frame)
+    for offset in (before.offset, 0, position.offset + 1_000):
+        with pytest.raises(Corrupt, match="another record lies where a frame was stored; nothing is written there"):
+            store.opened.rewrite_in_place(position._replace(offset=offset), key, frame)
+    keys = partition_keys("c" * 32, "store-1", store.opened.identity.store, 0)
+    client = client_of(store.server)
+    assert client.execute_command(*rewrite(keys, "another", position.offset, frame, b"x")) == (
+        b"another process has taken this store"
+    )
+    owner = (client.hget(keys.head.decode(), "owner") or b"").decode()
+    assert client.execute_command(*rewrite(keys, owner, before.offset, frame, b"x")) == b"another entry lies there"
+    assert store.open() == store.in_order(), "nothing was changed"
 
 
 # ---------------------------------------------------------------------- failures while it is open

@@ -18,7 +18,7 @@ from trilogue.actors.protocol.limits import KIB, Limits
 from trilogue.actors.protocol.messages import RUN, Gone, Run, pack_records
 from trilogue.actors.protocol.thinning import find_record, header_of
 from trilogue.actors.store.contents import StoreContents
-from trilogue.actors.store.places import FramePlaces
+from trilogue.actors.store.places import IN_FILES, IN_LOGS, FramePlaces
 from trilogue.actors.store.thinner import Thinner
 
 LOG_ID, EPOCH = 7, 1
@@ -41,7 +41,8 @@ class Store:
         """`opened`: how its journal is opened, if it does not lie in files."""
         self.directory, self._opened = directory, opened
         directory.mkdir(exist_ok=True)
-        self.held = StoreContents(LOG_ID, SMALL)
+        offset_bits = IN_LOGS if opened is not None else IN_FILES
+        self.held = StoreContents(LOG_ID, SMALL, offset_bits)
         if opened is not None:
             self.journal: Any = opened(self.held.replay)
         else:
@@ -49,7 +50,7 @@ class Store:
             self.journal = Journal.open(directory, identity, SMALL, self.held.replay, summaries=summaries)
         identity = self.journal.identity
         if not self.held.places:
-            self.held.places[0] = FramePlaces()
+            self.held.places[0] = FramePlaces(offset_bits)
         mark = f"{identity.store} {identity.log_id}"
         self.indexes = IndexKeeper(directory, mark, self.held.crc_at, SMALL)
         self.back: list[tuple[int, int]] = []

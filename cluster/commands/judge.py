@@ -10,7 +10,7 @@ from: they are handed in, store by store, in the order of their indexes. Rules, 
 4. Its records can be read; a session's seqs are 1, 2, 3 …; so are the numbers of each sender in it, skips included
    (hence each `(sender_id, n)` is there once); a session is in the partition that its slot leads to.
 5. Of a frame whose messages were trimmed, a store may keep the numbers alone (`Gone`): they are judged as any. Only what a trim
-   on record names may be gone.
+   on record names may be gone. That may lie behind the frames that are judged, for a system that runs trims meanwhile.
 6. An idempotency key stands at one message of its session within its time; an alias stands for such a message, of the same
    body.
 
@@ -20,6 +20,7 @@ stores have handed in and others have not.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -79,7 +80,8 @@ class _Copy:
 
 
 class PartitionJudge:
-    """Judges one partition. Hand in each store's frames with `take` and `unreadable`; `finish` at the end.
+    """Judges one partition. Hand in each store's frames with `take` and `unreadable`, and while it `misses_trims`, those that
+    lie behind them with `take_trims`; `finish` at the end.
 
     `firsts` says with which index each store begins: one of them with 1.
     """
@@ -120,6 +122,22 @@ class PartitionJudge:
         index = self.next_index(store)
         self._findings.add("damaged", self._where(store, index), why)
         self._step(store, index, None)
+
+    @property
+    def misses_trims(self) -> bool:
+        """Whether something is gone that no trim has named so far."""
+        return bool(self._trims.unnamed())
+
+    def take_trims(self, store: str, frames: Sequence[bytes]) -> None:
+        """Frames of `store` that follow the last one that is judged: they are only asked what they trim."""
+        for frame in frames:
+            with contextlib.suppress(ProtocolError):
+                index = header_of(frame, self._frame_bytes_max).index
+                for record in map(unpack_record, unpack_items(payload_of_records(frame))):
+                    if isinstance(record, Floor):
+                        self._trims.floor(self._where(store, index), index, record)
+                    elif isinstance(record, Trim):
+                        self._trims.trim(record)
 
     def finish(self, end: int) -> None:
         """Every store should have handed in its frames up to `end`: name those that have not."""
@@ -216,7 +234,11 @@ class PartitionJudge:
                 "misplaced", where, f"session {session!r} belongs to partition {partition_of(session, self._partitions)}"
             )
         if isinstance(record, Trim):
-            self._trims.trim(where, record, self._last_seq.get(session, 0))
+            last_seq = self._last_seq.get(session, 0)
+            if record.before > last_seq + 1:
+                text = f"session {session!r} is trimmed below {record.before}, and ends at {last_seq}"
+                self._findings.add("trim", where, text)
+            self._trims.trim(record)
             return
         if isinstance(record, Run | Gone):
             count, first_n = len(record.bodies) if isinstance(record, Run) else record.messages, record.first_n
@@ -265,12 +287,9 @@ class TrimJudge:
             self._findings.add("trim", where, f"it trims up to frame {record.upto}, which does not lie before it")
         self._floor = max(self._floor, record.upto)
 
-    def trim(self, where: str, record: Trim, last_seq: int) -> None:
-        """Messages that a session has."""
-        session, before = record.session, record.before
-        if before > last_seq + 1:
-            self._findings.add("trim", where, f"session {session!r} is trimmed below {before}, and ends at {last_seq}")
-        self._before[session] = max(before, self._before.get(session, 0))
+    def trim(self, record: Trim) -> None:
+        """A session's messages below some seq."""
+        self._before[record.session] = max(record.before, self._before.get(record.session, 0))
 
     def gone(self, where: str, index: int, record: Gone) -> None:
         """A run whose bodies are gone."""
@@ -281,11 +300,18 @@ class TrimJudge:
         """Whether this message may be gone, as far as the log was read."""
         return session in self._gone and seq <= self._gone[session][2]
 
+    def unnamed(self) -> list[tuple[str, str, int]]:
+        """What no trim names: (session, where its last run is that is gone, the last seq of that)."""
+        return [
+            (session, where, last_seq)
+            for session, (where, index, last_seq) in self._gone.items()
+            if index > self._floor and last_seq >= self._before.get(session, 0)
+        ]
+
     def finish(self) -> None:
         """The log ends here."""
-        for session, (where, index, last_seq) in self._gone.items():
-            if index > self._floor and last_seq >= self._before.get(session, 0):
-                self._findings.add("gone", where, f"session {session!r}: seq {last_seq} is gone, and no trim names it")
+        for session, where, last_seq in self.unnamed():
+            self._findings.add("gone", where, f"session {session!r}: seq {last_seq} is gone, and no trim names it")
 
 
 class KeyJudge:

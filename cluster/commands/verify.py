@@ -3,7 +3,8 @@
 Owns the reading: which stores, how far, a page at a time. It must not know what is right or wrong (``judge``).
 Invariants: a store that does not answer is a problem, never an omission; at most one page a store is in memory;
 only what is on all stores is compared, so a system under load can be verified. A store that is still being filled
-is read from where its own chain begins, and a note says so.
+is read from where its own chain begins, and a note says so. What lies behind the frames that are
+judged is asked only what it trims.
 """
 
 from __future__ import annotations
@@ -135,7 +136,27 @@ async def _read_partition(
         await asyncio.gather(*(_read_page(judge, member, partition, end) for member in members))
         done = min(judge.next_index(member.store) for member in members) - 1
         bars.advance(f"partition {partition}", done, end)
+    for member in members:
+        await _read_on(judge, member, partition, end)
     judge.finish(end)
+
+
+async def _read_on(judge: PartitionJudge, member: Member, partition: int, end: int) -> None:
+    """What was trimmed while this was read is named behind the end: read on there until it is found, or nothing follows."""
+    first, last = end + 1, end
+    if judge.misses_trims:
+        last = (await member.connection.request(Say.INSPECT, partition))[1]
+    while judge.misses_trims and first <= last:
+        try:
+            frames = await member.connection.request(Say.FRAMES, partition, first, last)
+        except Refused as refusal:
+            if refusal.code != Code.CORRUPT:
+                raise
+            return  # another store has it
+        if not frames:
+            return
+        judge.take_trims(member.store, frames)
+        first += len(frames)
 
 
 async def _read_page(judge: PartitionJudge, member: Member, partition: int, end: int) -> None:

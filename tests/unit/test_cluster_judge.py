@@ -10,7 +10,7 @@ import pytest
 
 from trilogue.actors.protocol.frames import HEADER_BYTES, encode_frame
 from trilogue.actors.protocol.ids import partition_of
-from trilogue.actors.protocol.messages import ALIAS, KEYED, RUN, SKIP, pack_records
+from trilogue.actors.protocol.messages import ALIAS, FLOOR, GONE, KEYED, RUN, SKIP, TRIM, pack_records
 from trilogue.cluster.commands.judge import PROBLEMS_KEPT_MAX, Findings, PartitionJudge
 
 LOG, PARTITIONS, FRAME_BYTES_MAX = 7, 4, 1 << 20
@@ -257,3 +257,19 @@ def test_keys_that_come_again_after_their_time_and_aliases_within_it_are_right_G
 )
 def test_key_or_alias_that_is_not_as_promised_is_found_G5(kind: str, records: list[Any]) -> None:
     assert kinds(judged(chain([records]))) == [kind]
+
+
+@pytest.mark.parametrize(
+    ("behind", "found"), [([TRIM, SESSION, 4, 9], []), ([TRIM, SESSION, 3, 9], ["gone"]), ([FLOOR, 1, 9], [])]
+)
+def test_what_is_gone_may_be_named_behind_the_frames_that_are_judged_G8(behind: list[Any], found: list[str]) -> None:
+    gone = [GONE, SESSION, ALICE, 1, 1, 1, 3, []]
+    judged_frame, *more = chain([[gone], [run(4, 4)], [behind, run(9, 9)]])
+    findings = Findings()
+    judge = PartitionJudge(PARTITION, PARTITIONS, {"store-1": 1}, LOG, FRAME_BYTES_MAX, findings)
+    judge.take("store-1", [judged_frame])
+    assert judge.misses_trims
+    judge.take_trims("store-1", more)
+    judge.finish(1)
+    assert kinds(findings) == found
+    assert findings.messages == 0, "what lies behind is not judged"

@@ -4,10 +4,12 @@ Owns which messages are new, and the order in which files come to count. It must
 nor how messages are read (``trilogue.client``). Rules:
 
 1. A file counts from the manifest that names it. The manifest is written after each file, so an export that was cut short goes
-   on where it was; what it left without a name in the manifest is removed first.
+   on where it was; what it left without a name in the manifest is removed first, if nobody else can be writing it.
 2. Memory is bounded: pages that are on their way, a row group that is being filled, one that is being written, and the ranges
    of the partition at hand.
-3. One export at a time writes to a place: a manifest that changed meanwhile is an error.
+3. One export at a time writes to a place. Where a lock can be had, the second one is refused. Where none can, each run has a
+   random id in the manifest and in its files' names: who finds another one's id in the manifest ends. None of them removes
+   what the manifest does not name, for it may be another one's that is about to be named.
 4. What was trimmed is passed over: a range begins where the session does.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
@@ -28,7 +31,8 @@ from trilogue.client.connecting.holders import Holder
 from trilogue.client.reading.tables import Tables, tables_of
 from trilogue.client.reading.windows import Span
 from trilogue.cluster.commands.find import Known, check_answers
-from trilogue.cluster.export.manifest import MANIFEST, DataFile, Exported, Manifest
+from trilogue.cluster.export.manifest import MANIFEST, DataFile, Manifest, is_ours
+from trilogue.cluster.export.ranges import Exported
 from trilogue.cluster.export.target import Target
 from trilogue.cluster.export.writing import FileWriter, Group, read_ranges
 
@@ -57,9 +61,12 @@ async def export(known: Known, where: str, chosen: Chosen, say: Say) -> dict[str
         partitions = await tables.partitions()
         if chosen.partition is not None and not 0 <= chosen.partition < partitions:
             raise UsageError(f"there is no partition {chosen.partition}: they are 0 to {partitions - 1}")
-        work = _Work(target, await asyncio.to_thread(_begin, target, tables.cluster, partitions), tables, chosen, say)
-        for partition in sorted(_partitions(chosen, partitions)):
-            await work.partition(partition)
+        await asyncio.to_thread(_check, target, tables.cluster, partitions)
+        with target.lock() as is_alone:
+            manifest = await asyncio.to_thread(_begin, target, tables.cluster, partitions, is_alone=is_alone)
+            work = _Work(target, manifest, tables, chosen, say)
+            for partition in sorted(_partitions(chosen, partitions)):
+                await work.partition(partition)
     return {
         "ok": True, "to": where, "cluster": work.manifest.cluster, "messages": work.messages, "sessions": work.sessions,
         "files": work.files, "body_bytes": work.body_bytes, "files_in_all": len(work.manifest.files),
@@ -80,19 +87,25 @@ def read_manifest(target: Target) -> Manifest | None:
     return Manifest.of_json(data, target.name) if data is not None else None
 
 
-def _begin(target: Target, cluster: str, partitions: int) -> Manifest:
-    """The manifest of this run, written; what does not count of earlier ones is gone."""
+def _check(target: Target, cluster: str, partitions: int) -> tuple[Manifest, set[str]]:
+    """The manifest as it is, and what it does not name of the files of exports that are there."""
     manifest = read_manifest(target)
-    there = target.files()
+    there = {name for name in target.files() if is_ours(name)}
     if manifest is None:
-        if there:
+        if any(not name.endswith(".writing") for name in there):
             raise UsageError(f"{target.name} has files of an export, and no {MANIFEST}: name another directory")
         manifest = Manifest(cluster, partitions, 0)
     if (manifest.cluster, manifest.partitions) != (cluster, partitions):
         raise WrongCluster(f"{target.name} is an export of the system {manifest.cluster}, not of {cluster}: name another one")
-    for rest in there - {name for file in manifest.files for name in (file.path, file.ranges)}:
+    return manifest, there - manifest.names
+
+
+def _begin(target: Target, cluster: str, partitions: int, *, is_alone: bool) -> Manifest:
+    """The manifest of this run, written; what does not count of earlier ones is gone, if nobody else writes."""
+    manifest, rests = _check(target, cluster, partitions)
+    for rest in rests if is_alone else ():
         target.remove(rest)
-    manifest = manifest.next_run()
+    manifest = manifest.next_run(secrets.token_hex(4))
     target.write(MANIFEST, manifest.as_json())
     return manifest
 
@@ -111,7 +124,7 @@ class _Work:
         exported = await asyncio.to_thread(self._exported, partition)
         holder = self._tables.holder(partition)
         spans = self._listed(partition, exported) if self._chosen.sessions else self._all(holder, exported)
-        group, file = Group(), _File(self._target, partition, self.manifest.run)
+        group, file = Group(), _File(self._target, self.manifest, partition)
         try:
             async for runs in self._tables.runs(holder, spans, passes_over_gone=True):
                 group.take(runs)
@@ -121,7 +134,7 @@ class _Work:
                     group = Group()
                     if file.writer.is_full:
                         await self._publish(await file.close())
-                        file = _File(self._target, partition, self.manifest.run, file.number + 1)
+                        file = _File(self._target, self.manifest, partition, file.number + 1)
             if group.rows:
                 await file.add(group)
             if file.writer.rows:
@@ -160,9 +173,9 @@ class _Work:
 
         def publish() -> None:
             found = read_manifest(self._target)
-            if found is None or (found.run, len(found.files)) != (self.manifest.run, len(self.manifest.files)):
+            if found is None or (found.run_id, len(found.files)) != (self.manifest.run_id, len(self.manifest.files)):
                 raise TrilogueError(f"another export writes to {self._target.name} now: this one ends; nothing of it was lost")
-            self.manifest = self.manifest.with_file(file)
+            self.manifest = self.manifest.with_file(file, self._chosen.after)
             self._target.write(MANIFEST, self.manifest.as_json())
 
         await asyncio.to_thread(publish)
@@ -175,8 +188,8 @@ class _Work:
 class _File:
     """A file that is being written, at most one row group behind."""
 
-    def __init__(self, target: Target, partition: int, run: int, number: int = 0) -> None:
-        self.writer = FileWriter(target, partition, run, number)
+    def __init__(self, target: Target, manifest: Manifest, partition: int, number: int = 0) -> None:
+        self.writer = FileWriter(target, manifest, partition, number)
         self.number = number
         self._writing: asyncio.Task[None] | None = None
 

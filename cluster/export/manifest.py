@@ -1,6 +1,6 @@
-"""What an export consists of: its files, and which messages each of them holds.
+"""What an export consists of: its files, and what each of them is said to hold.
 
-Owns the manifest's shape, the files' names, and the ranges of seqs. It must not know file systems, Parquet or clients. Pure.
+Owns the manifest's shape and the files' names. It must not know file systems, Parquet or clients. Pure.
 Rules:
 
 1. `_trilogue/manifest.json` names every file that counts. Whatever else lies there is the rest of an export that was cut short.
@@ -12,20 +12,22 @@ Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
 
 from trilogue.actors.protocol.errors import NewerFormat, UsageError
-from trilogue.actors.protocol.messages import Run
 
 FORMAT: Final = 1
 FOLDER: Final = "_trilogue"
 MANIFEST: Final = f"{FOLDER}/manifest.json"
-RANGES: Final = pa.schema([("session", pa.string()), ("first_seq", pa.int64()), ("last_seq", pa.int64())])
+_NAMES: Final = re.compile(
+    r"_trilogue/[^/]*\.(ranges|writing)"
+    r"|partition=[0-9]{5,}/part-[0-9]{6,}-([0-9a-f]{8}-)?[0-9]{5,}\.parquet",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,10 @@ class Manifest:
     partitions: int
     run: int
     files: tuple[DataFile, ...] = ()
+    run_id: str = ""
+    """Of the last run: what no other run has, also not one that began with the same manifest at the same time."""
+    after: int = 0
+    """The highest `--after` that a run with files was given: what lies below it was left out on purpose."""
 
     def as_json(self) -> bytes:
         """It, as it is stored."""
@@ -63,98 +69,53 @@ class Manifest:
             version = value.pop("trilogue_export")
             if version != FORMAT:
                 raise NewerFormat(f"{where} is an export of format {version}, this program knows {FORMAT}: upgrade it")
-            return cls(**{**value, "files": tuple(DataFile(**one) for one in value["files"])})
+            return _SHAPE.validate_python(value)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UsageError(f"{where} has a {MANIFEST} that is no manifest: {error}; name another directory") from None
+            raise UsageError(f"{where} has a {MANIFEST} that is no manifest: {_why(error)}; name another directory") from None
 
-    def next_run(self) -> Manifest:
+    def next_run(self, run_id: str) -> Manifest:
         """It, as the next run begins."""
-        return replace(self, run=self.run + 1)
+        return replace(self, run=self.run + 1, run_id=run_id)
 
-    def with_file(self, file: DataFile) -> Manifest:
-        """It, with one file more."""
-        return replace(self, files=(*self.files, file))
+    def with_file(self, file: DataFile, after: int = 0) -> Manifest:
+        """It, with one file more, of a run with that `--after`."""
+        return replace(self, files=(*self.files, file), after=max(self.after, after))
+
+    @property
+    def names(self) -> set[str]:
+        """Of all its files."""
+        return {name for file in self.files for name in (file.path, file.ranges)}
 
     def of_partition(self, partition: int) -> list[DataFile]:
         """The partition's files, oldest first."""
         return [file for file in self.files if file.partition == partition]
 
 
-def data_path(partition: int, run: int, number: int) -> str:
+_SHAPE: Final = TypeAdapter(Manifest)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
+
+
+def data_path(partition: int, run: int, run_id: str, number: int) -> str:
     """The name of the file `number` that a run writes."""
-    return f"partition={partition:05d}/part-{run:06d}-{number:05d}.parquet"
+    return f"partition={partition:05d}/part-{run:06d}-{run_id}-{number:05d}.parquet"
 
 
-def ranges_path(partition: int, run: int, number: int) -> str:
+def ranges_path(partition: int, run: int, run_id: str, number: int) -> str:
     """The name of its ranges."""
-    return f"{FOLDER}/partition-{partition:05d}-{run:06d}-{number:05d}.ranges"
+    return f"{FOLDER}/partition-{partition:05d}-{run:06d}-{run_id}-{number:05d}.ranges"
 
 
 def is_ours(path: str) -> bool:
-    """Whether an export may have written a file of this name: then it is a rest if no manifest names it."""
-    folder, _, name = path.rpartition("/")
-    if folder == FOLDER:
-        return name.endswith((".ranges", ".writing"))
-    return folder.startswith("partition=") and folder[10:].isdigit() and name.startswith("part-") and name.endswith(".parquet")
+    """Whether an export has written a file of this name: then it is a rest if no manifest names it."""
+    return _NAMES.fullmatch(path) is not None
 
 
-class Ranges:
-    """The ranges of the messages that pass by, in their order."""
-
-    def __init__(self) -> None:
-        self._sessions: list[str] = []
-        self._first_seqs: list[int] = []
-        self._last_seqs: list[int] = []
-        self.sessions = 0  # different ones
-
-    def take(self, runs: Iterable[Run]) -> None:
-        """These follow."""
-        sessions, first_seqs, last_seqs = self._sessions, self._first_seqs, self._last_seqs
-        for run in runs:
-            last = run.first_seq + len(run.bodies) - 1
-            if sessions and sessions[-1] == run.session:
-                if last_seqs[-1] == run.first_seq - 1:
-                    last_seqs[-1] = last
-                    continue
-            else:
-                self.sessions += 1
-            sessions.append(run.session)
-            first_seqs.append(run.first_seq)
-            last_seqs.append(last)
-
-    @property
-    def table(self) -> pa.Table:
-        """All of them."""
-        return pa.table([self._sessions, self._first_seqs, self._last_seqs], schema=RANGES)
-
-
-class Exported:
-    """How far each session is exported, asked in the order of the names: Python objects are made of a few at a time."""
-
-    def __init__(self, ranges: Iterable[pa.Table]) -> None:
-        whole = pa.concat_tables([RANGES.empty_table(), *ranges])
-        ends = whole.group_by("session").aggregate([("last_seq", "max")])
-        self._ends = iter(_rows(ends.select(["session", "last_seq_max"]).sort_by("session")))
-        self._next = next(self._ends, None)
-
-    def last_seq(self, session: str) -> int:
-        """The last seq of it that is exported, 0 if none is. Each name that is asked for is above the one before."""
-        while self._next is not None and self._next[0] < session:
-            self._next = next(self._ends, None)
-        return self._next[1] if self._next is not None and self._next[0] == session else 0
-
-
-def messages_in(ranges: pa.Table) -> int:
-    """How many messages these are."""
-    counts = pc.add(pc.subtract(ranges["last_seq"], ranges["first_seq"]), 1)
-    return int(pc.sum(counts).as_py() or 0)
-
-
-def rows_of(ranges: pa.Table) -> Iterator[tuple[str, int, int]]:
-    """(session, first_seq, last_seq), one after the other."""
-    return _rows(ranges)
-
-
-def _rows(table: pa.Table) -> Iterator[Any]:
-    for batch in table.to_batches(max_chunksize=8_192):
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+def is_read(path: str) -> bool:
+    """Whether those who read the whole export take a file of this name for a part of it."""
+    return path.endswith(".parquet") and not path.startswith(FOLDER)

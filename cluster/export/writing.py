@@ -18,9 +18,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trilogue.actors.protocol.errors import counted
 from trilogue.actors.protocol.messages import Run
 from trilogue.client.reading.columns import SCHEMA, Columns, Rows
-from trilogue.cluster.export.manifest import DataFile, Ranges, data_path, ranges_path
+from trilogue.cluster.export.manifest import DataFile, Manifest, data_path, ranges_path
+from trilogue.cluster.export.ranges import RANGES, Ranges, messages_in
 from trilogue.cluster.export.target import Target
 
 GROUP_BYTES: Final = 16 * 1024 * 1024
@@ -62,9 +64,10 @@ class Group:
 class FileWriter:
     """One data file and its ranges. Neither is there before `close`; `write` and `close` block, `note` does not."""
 
-    def __init__(self, target: Target, partition: int, run: int, number: int) -> None:
+    def __init__(self, target: Target, manifest: Manifest, partition: int, number: int) -> None:
         self._target, self._partition = target, partition
-        self._path, self._ranges_path = data_path(partition, run, number), ranges_path(partition, run, number)
+        names = (partition, manifest.run, manifest.run_id, number)
+        self._path, self._ranges_path = data_path(*names), ranges_path(*names)
         self._stack = ExitStack()
         self._ranges = Ranges()
         self._first_session = self._last_session = ""
@@ -120,7 +123,16 @@ class FileWriter:
 def read_ranges(target: Target, file: DataFile) -> pa.Table:
     """The ranges of a data file. Raises `FileNotFoundError`, or `pyarrow.ArrowInvalid` when they are damaged."""
     with target.open_input(file.ranges) as stream:
-        return pa.ipc.open_file(stream).read_all()
+        try:
+            ranges = pa.ipc.open_file(stream).read_all()
+            ranges.validate(full=True)
+        except pa.lib.ArrowException as error:
+            raise pa.ArrowInvalid(str(error)) from None
+    if not ranges.schema.equals(RANGES) or any(column.null_count for column in ranges.columns):
+        raise pa.ArrowInvalid("it has no ranges")
+    if (messages := messages_in(ranges)) != file.rows:
+        raise pa.ArrowInvalid(f"its ranges name {counted(messages, 'message')}, the manifest {file.rows}")
+    return ranges
 
 
 def _parquet(stream: Any) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,15 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from fake_session_actor import TOKEN, Cluster, FakeSessionActor, in_loop
-from trilogue.actors.protocol.errors import InvalidRange, NewerFormat, TrilogueError, UsageError, WrongCluster
+from trilogue.actors.protocol.errors import DirectoryInUse, InvalidRange, NewerFormat, TrilogueError, UsageError, WrongCluster
 from trilogue.actors.protocol.messages import RUN, Run
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.cluster.commands.find import Known
-from trilogue.cluster.export import writing
-from trilogue.cluster.export.comparing import compare, overlaps
-from trilogue.cluster.export.exporting import Chosen, export, read_manifest
-from trilogue.cluster.export.manifest import MANIFEST, RANGES, DataFile, Exported, Manifest, Ranges, is_ours, rows_of
+from trilogue.cluster.export import exporting, writing
+from trilogue.cluster.export.comparing import _Comparison, compare
+from trilogue.cluster.export.exporting import Chosen, _begin, export, read_manifest
+from trilogue.cluster.export.manifest import MANIFEST, DataFile, Manifest, is_ours
+from trilogue.cluster.export.ranges import RANGES, Exported, Ranges, coverage, rows_of
 from trilogue.cluster.export.target import Target
 
 EVERYTHING = Chosen([], None, 0)
@@ -155,8 +159,9 @@ async def test_rest_of_an_export_that_was_killed_is_removed_and_exported_again(t
         (tmp_path / MANIFEST).write_bytes(fewer.as_json())  # killed before it named its last file
         (tmp_path / "_trilogue/partition=00000-part.parquet.writing").write_bytes(b"half")
         report = await compare(known, str(tmp_path), NoBars())
-        assert report["ok"]
-        assert any("3 files of an export that was cut short" in note for note in report["notes"])
+        assert [(problem["kind"], problem["where"]) for problem in report["problems"]] == [("unnamed", manifest.files[-1].path)]
+        assert "the next export removes it" in report["problems"][0]["text"]
+        assert any("2 files of an export that was cut short" in note for note in report["notes"])
         await export(known, str(tmp_path), EVERYTHING, silent)
         assert rows(tmp_path) == expected(actor)
         assert not list(tmp_path.glob("**/*.writing"))
@@ -279,7 +284,7 @@ async def test_second_export_at_the_same_time_ends_the_first_and_spoils_nothing(
         def meddle(what: str) -> None:
             manifest = read_manifest(target)
             assert manifest is not None
-            target.write(MANIFEST, manifest.next_run().as_json())
+            target.write(MANIFEST, manifest.next_run("00000000").as_json())
 
         with pytest.raises(TrilogueError, match="another export writes to"):
             await export(known, str(tmp_path), EVERYTHING, meddle)
@@ -329,7 +334,12 @@ def test_end_of_what_is_exported_is_the_highest_seq_of_all_ranges(
     assert {s: exported.last_seq(s) for s in sorted("abcdü")} == ends
     seqs = [(s, seq) for one in runs for s, first, more in one for seq in range(first, first + more + 1)]
     twice = {s for s, seq in seqs if seqs.count((s, seq)) > 1}
-    assert {s for s, _ in overlaps(tables)} == twice
+    covered = {one.session: one for one in coverage(tables)}
+    assert {s for s, one in covered.items() if one.twice} == twice
+    for name, one in covered.items():
+        holes = {seq for first, last in one.holes for seq in range(first, last + 1)}
+        assert holes == set(range(1, ends[name] + 1)) - {seq for s, seq in seqs if s == name}
+        assert one.last_seq == ends[name]
 
 
 def runs() -> Iterator[Run]:
@@ -354,6 +364,237 @@ def test_manifest_is_read_as_it_was_written_and_a_newer_one_is_refused() -> None
 
 def test_only_names_of_an_export_are_its_own() -> None:
     assert is_ours("partition=00001/part-000001-00000.parquet")
+    assert is_ours("partition=00001/part-000001-0123abcd-00000.parquet")
     assert is_ours("_trilogue/partition-00001-000001-00000.ranges")
-    for name in (MANIFEST, "a.parquet", "partition=x/part-1.parquet", "partition=1/other.parquet", "notes/part-1.parquet", ""):
+    for name in (
+        MANIFEST,
+        "a.parquet",
+        "partition=00000/part-copy.parquet",
+        "partition=00000/part-000001-00000 (1).parquet",
+        "partition=x/part-1.parquet",
+        "partition=1/other.parquet",
+        "notes/part-1.parquet",
+        "",
+    ):
         assert not is_ours(name)
+
+
+@in_loop
+async def test_what_is_trimmed_while_it_is_compared_is_no_damage_and_what_differs_still_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with system({"a": 2000, "b": 20}) as (known, actor):
+        actor.page_messages = 50
+        await export(known, str(tmp_path), EVERYTHING, silent)
+        once, gone = _Comparison._bounds, [300, 400, 400, 2001]
+
+        async def trimmed_then(self: Any, *asked: Any) -> Any:
+            bounds = await once(self, *asked)
+            if gone:
+                trim(actor, {"a": gone.pop(0)})
+            return bounds
+
+        monkeypatch.setattr(_Comparison, "_bounds", trimmed_then)
+        report = await compare(known, str(tmp_path), NoBars())
+        assert (report["ok"], gone) == (True, [400, 2001])
+        assert report["trimmed"] + report["messages"] == 2020
+        gone.clear()
+        change(next(tmp_path.glob("partition=00000/*.parquet")), lambda t: with_body(t, 1999, b"x"))
+        [problem] = (await compare(known, str(tmp_path), NoBars()))["problems"]
+        assert "'a', seq 2000: another body" in problem["text"]
+
+
+@in_loop
+async def test_file_that_doubles_rows_for_who_reads_the_directory_is_a_problem(tmp_path: Path) -> None:
+    async with system({"s": 20}) as (known, _):
+        await export(known, str(tmp_path), EVERYTHING, silent)
+        whole = next(tmp_path.glob("partition=00000/*.parquet"))
+        names = ("part-copy.parquet", "copy.parquet", whole.name.replace("part-000001", "part-000002"), "../copy.parquet")
+        for name in names:
+            copy = whole.parent / name
+            copy.write_bytes(whole.read_bytes())
+            [problem] = (await compare(known, str(tmp_path), NoBars()))["problems"]
+            assert problem["kind"] == "unnamed"
+            assert copy.resolve() == tmp_path.resolve() / problem["where"]
+            assert ("the next export removes it" if "000002" in name else "move it elsewhere") in problem["text"]
+            await export(known, str(tmp_path), EVERYTHING, silent)
+            assert copy.exists() != ("000002" in name)  # what no export has written is never removed
+            copy.unlink(missing_ok=True)
+
+
+def as_plain(table: pa.Table) -> pa.Table:
+    """As other software writes it: names without dictionaries, large binaries, nothing that says what it was."""
+    columns = {name: table[name] for name in table.schema.names}
+    columns |= {name: table[name].cast(pa.string()) for name in ("session", "sender", "sender_id")}
+    return pa.table(columns | {"body": table["body"].cast(pa.large_binary())})
+
+
+@in_loop
+async def test_file_that_other_software_wrote_anew_is_the_same_also_when_some_is_trimmed(tmp_path: Path) -> None:
+    async with system({"s": 20, "t": 20}) as (known, actor):
+        await export(known, str(tmp_path), EVERYTHING, silent)
+        change(next(tmp_path.glob("partition=00000/*.parquet")), as_plain)
+        report = await compare(known, str(tmp_path), NoBars())
+        assert (report["ok"], report["messages"]) == (True, 40)
+        trim(actor, {"s": 5})
+        report = await compare(known, str(tmp_path), NoBars())
+        assert (report["ok"], report["messages"], report["trimmed"]) == (True, 36, 4)
+
+
+def retyped(name: str, kind: pa.DataType) -> Any:
+    return lambda path, actor: change(path, lambda t: t.set_column(t.schema.get_field_index(name), name, t[name].cast(kind)))
+
+
+def with_null(path: Path, actor: FakeSessionActor) -> None:
+    change(path, lambda t: t.set_column(7, "body", pa.array([*t["body"].to_pylist()[:3], None, *t["body"].to_pylist()[4:]])))
+
+
+ODD = {
+    "a number as text": (retyped("seq", pa.string()), "its column seq is of type string"),
+    "a time without a zone": (retyped("sent_at", pa.timestamp("us")), "its column sent_at is of type timestamp[us]"),
+    "no session": (lambda path, actor: change(path, lambda t: t.drop_columns("session")), "its columns are seq, sender"),
+    "no body": (with_null, "'s', seq 4: another body"),
+}
+
+
+@pytest.mark.parametrize("trimmed", [1, 3])
+@pytest.mark.parametrize("damage", ODD)
+def test_comparison_says_what_is_odd_about_columns(damage: str, trimmed: int, tmp_path: Path) -> None:
+    harm, text = ODD[damage]
+
+    @in_loop
+    async def noticed() -> None:
+        async with system({"s": 20}) as (known, actor):
+            await export(known, str(tmp_path), EVERYTHING, silent)
+            harm(next(tmp_path.glob("partition=00000/*.parquet")), actor)
+            trim(actor, {"s": trimmed})
+            [problem] = (await compare(known, str(tmp_path), NoBars()))["problems"]
+            assert problem["kind"] == "differs"
+            assert text in problem["text"]
+
+    noticed()
+
+
+@in_loop
+async def test_comparison_never_breaks_off_whichever_byte_of_a_file_is_another_one(tmp_path: Path) -> None:
+    async with system({"s": 20}) as (known, _):
+        await export(known, str(tmp_path), EVERYTHING, silent)
+        for path in (*tmp_path.glob("partition=00000/*.parquet"), *tmp_path.glob("_trilogue/*.ranges")):
+            whole, noticed = path.read_bytes(), 0
+            places = range(0, len(whole), 23)
+            for at in places:
+                path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x21]) + whole[at + 1 :])
+                noticed += not (await compare(known, str(tmp_path), NoBars()))["ok"]
+            path.write_bytes(whole)
+            assert noticed > len(places) / 4  # the others lie where no reader looks, in statistics, or in padding
+
+
+@in_loop
+async def test_second_export_into_a_directory_is_refused_while_the_first_one_runs(tmp_path: Path) -> None:
+    async with system({"s": 90}) as (known, _):
+        with Target.open(str(tmp_path)).lock() as is_alone:
+            assert is_alone
+            with pytest.raises(DirectoryInUse, match="another export writes to"):
+                await export(known, str(tmp_path), EVERYTHING, silent)
+            with pytest.raises(UsageError):  # it is no export yet: nothing was written
+                await compare(known, str(tmp_path), NoBars())
+        assert (await export(known, str(tmp_path), EVERYTHING, silent))["messages"] == 90
+
+
+@in_loop
+async def test_two_exports_where_no_lock_can_be_had_remove_nothing_of_each_other(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    async with system({"s": 90}) as (known, actor):
+        once, reads = exporting.read_manifest, 0
+
+        def between(target: Target) -> Any:
+            """Another export begins when the first one has looked whether it is alone, and will name its file at once."""
+            nonlocal reads
+            manifest, reads = once(target), reads + 1
+            if reads == 3:
+                _begin(Target.open(str(tmp_path)), "test", 1, is_alone=False)
+            return manifest
+
+        monkeypatch.setattr(exporting, "read_manifest", between)
+        await export(known, str(tmp_path), EVERYTHING, silent)
+        await export(known, str(tmp_path), EVERYTHING, silent)
+        assert rows(tmp_path) == expected(actor)
+        assert (await compare(known, str(tmp_path), NoBars()))["ok"]
+        left = tmp_path / "partition=00000/part-000001-0123abcd-00000.parquet"
+        left.write_bytes(next(tmp_path.glob("partition=00000/*.parquet")).read_bytes())
+        await export(known, str(tmp_path), EVERYTHING, silent)
+        assert left.exists()
+
+
+@in_loop
+async def test_files_of_two_runs_that_began_with_the_same_manifest_have_different_names(tmp_path: Path) -> None:
+    async with system({"s": 2}) as (known, _):
+        names = set()
+        for place in ("a", "b"):
+            await export(known, str(tmp_path / place), EVERYTHING, silent)
+            names |= {path.name for path in (tmp_path / place).glob("*/*") if path.suffix in (".parquet", ".ranges")}
+        assert len(names) == 4
+
+
+@in_loop
+async def test_first_export_that_was_killed_while_it_wrote_its_manifest_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "_trilogue").mkdir()
+    half = tmp_path / "_trilogue/_trilogue-manifest.json.writing"
+    half.write_bytes(b"{")
+    async with system({"s": 2}) as (known, actor):
+        await export(known, str(tmp_path), EVERYTHING, silent)
+        assert rows(tmp_path) == expected(actor)
+        assert not half.exists()
+
+
+def test_only_the_folders_of_an_export_are_looked_into(tmp_path: Path) -> None:
+    for folder in ("lost+found", "partition=00000", "other"):
+        (tmp_path / folder / "partition=00000").mkdir(parents=True)
+        (tmp_path / folder / "part-000001-00000.parquet").touch()
+        (tmp_path / folder / "partition=00000/part-000001-00000.parquet").touch()
+    found = Target.open(str(tmp_path)).files()
+    assert found == {f"partition=00000/{name}part-000001-00000.parquet" for name in ("", "partition=00000/")}
+
+
+def test_places_and_manifests_that_make_no_sense_are_refused_in_a_line(tmp_path: Path) -> None:
+    for nowhere in ("/", "file:///", "s3://", "gs://", "nothing://there", "\udcff", str(tmp_path / "\udcff"), "file:///\udcff"):
+        with pytest.raises(UsageError) as error:
+            Target.open(nowhere)
+        str(error.value).encode()
+    good = Manifest("c", 1, 1, (DataFile("p", "r", 0, 5, 9, 1, "a", "ü"),)).as_json()
+    for wrong in (b'"run": "x"', b'"run": null', b'"run": []'):
+        with pytest.raises(UsageError, match=r"run: Input should be a valid integer.*; name another directory"):
+            Manifest.of_json(good.replace(b'"run": 1', wrong), "here")
+    with pytest.raises(UsageError, match=r"files\.0\.path: Input should be a valid string"):
+        Manifest.of_json(good.replace(b'"path": "p"', b'"path": 1'), "here")
+    for wrong in (b"\xff\xfe", b"[]", b"1", b"null", b"{}", b'{"trilogue_export": 1}'):
+        with pytest.raises(UsageError, match="that is no manifest"):
+            Manifest.of_json(wrong, "here")
+
+
+@in_loop
+async def test_what_after_left_out_is_a_note_and_what_is_missing_between_files_is_a_problem(tmp_path: Path) -> None:
+    async with system({"a": 30, "b": 5}) as (known, actor):
+        await export(known, str(tmp_path), Chosen([], None, 20), silent)
+        await export(known, str(tmp_path), EVERYTHING, silent)
+        report = await compare(known, str(tmp_path), NoBars())
+        assert report["ok"]
+        assert any("20 messages were left out by --after 20" in note for note in report["notes"])
+        target = Target.open(str(tmp_path))
+        manifest = read_manifest(target)
+        assert manifest is not None
+        target.write(MANIFEST, replace(manifest, after=15).as_json())
+        report = await compare(known, str(tmp_path), NoBars())
+        [problem] = report["problems"]
+        assert (problem["kind"], problem["where"]) == ("hole", "session 'a'")
+        assert "5 messages from seq 16 on are in no file" in problem["text"]
+        assert any("15 messages were left out" in note for note in report["notes"])
+        trim(actor, {"a": 21})
+        report = await compare(known, str(tmp_path), NoBars())
+        assert report["ok"]
+        assert not any("left out" in note for note in report["notes"])

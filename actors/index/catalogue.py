@@ -22,6 +22,7 @@ journal. Used by one thread. Rules:
     senders   (segment, session, sender_id, first_n) -> last_n, and in which part these numbers are
     keys      (segment, session, key, seq) -> stored_at_us, digest: the idempotency keys of the session's messages
     trims     (segment, session, before): the session's messages below this seq are gone
+    counted   says: one row, what the thinning has counted of all that is gone (``keeper``)
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from trilogue.actors.index.entries import Part, Place, sender_crc
 from trilogue.actors.protocol.keys import KnownKey
 
 FILE: Final = "index.db"
-FORMAT: Final = 3
+FORMAT: Final = 4
 PAGE_BYTES: Final = 8192
 CACHE_KIB: Final = 8192
 PART_ENTRIES: Final = 40
@@ -59,6 +60,7 @@ _SCHEMA: Final = (
     " PRIMARY KEY (segment, session, key, seq)) STRICT, WITHOUT ROWID",
     "CREATE TABLE trims (segment INTEGER NOT NULL, session TEXT NOT NULL, before INTEGER NOT NULL, crc INTEGER NOT NULL,"
     " PRIMARY KEY (segment, session, before)) STRICT, WITHOUT ROWID",
+    "CREATE TABLE counted (id INTEGER PRIMARY KEY CHECK (id = 1), says BLOB NOT NULL, crc INTEGER NOT NULL) STRICT",
 )
 _SEGMENTS_WITH: Final = (
     "SELECT id FROM segments WHERE partition = ?1 AND EXISTS"
@@ -268,6 +270,13 @@ class Catalogue:
                 for session, before in self.database.execute(_TRIMMED_BEHIND, (segment.id, after, count)):
                     found[session] = max(before, found.get(session, 0))
         return sorted(found.items())[:count]
+
+    def counted(self) -> bytes | None:
+        """What was noted of the thinning's count (``segments.note_counted``)."""
+        row = self._one("SELECT says, crc FROM counted")
+        if row is not None and crc32(row[0]) != row[1]:
+            raise CatalogueDamaged("what was counted fails its CRC")
+        return row[0] if row is not None else None
 
     def parts_behind(self, segments: list[int], session: str, at: int) -> Iterator[Part]:
         """The session's entries in these segments, from the part on in which those begin that lie behind the place `at`."""

@@ -11,6 +11,8 @@ know connections or the journal: it is given frames, and what the chain's CRC is
 3. A catalogue that is damaged is removed, and made anew from the journal. One that cannot be written (a full disk) stays as it
    is: what is recent stays in memory, and it is tried again. One that cannot be made at all is made in memory.
 4. Work is cut into slices: `work` ends soon after its deadline.
+5. What the thinning has counted of a partition is believed if it was counted up to a frame that the journal holds, and not less
+   far than the catalogue goes: the trims behind that are told again.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
+
+import msgpack
 
 from trilogue.actors.index.catalogue import FILE, FORMAT, Catalogue, CatalogueDamaged, remove
 from trilogue.actors.index.partition import PartitionIndex, ReadFrame
@@ -172,6 +176,31 @@ class IndexKeeper:
         if not self.trouble:
             logger.warning("the index cannot be written: %s; it is tried again", error)
         self.trouble, self._flush, self._tried_at = str(error), None, self._clock()
+
+    # ------------------------------------------------------------------ what the thinning counted
+
+    def note_counted(self, counted: Mapping[int, tuple[int, int]], gone_bytes: Mapping[tuple[int, int], int]) -> None:
+        """Keep what is gone in each part of the journal by the trims up to some frame of each partition, and by some floor;
+        nothing is kept where the disk does not take it."""
+        rows = [(partition, upto, self._crc_at(partition, upto) or 0, floor) for partition, (upto, floor) in counted.items()]
+        says: bytes = msgpack.packb([rows, [(*part, size) for part, size in gone_bytes.items()]])
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._segments.note_counted(says)
+
+    def counted(self) -> tuple[dict[int, tuple[int, int]], dict[tuple[int, int], int]]:
+        """What `note_counted` kept, as far as it is believed (rule 5)."""
+        try:
+            says = self.catalogue.counted()
+        except (CatalogueDamaged, sqlite3.Error) as damage:
+            self.discard(damage)
+            says = None
+        rows, gone_bytes = msgpack.unpackb(says) if says is not None else ([], [])
+        counted = {}
+        for partition, upto, crc, floor in rows:
+            newest = self.catalogue.newest(partition)
+            if crc == self._crc_at(partition, upto) and (newest is None or newest.upto <= upto):
+                counted[partition] = upto, floor
+        return counted, {(file, part): size for file, part, size in gone_bytes}
 
     # ------------------------------------------------------------------ for people
 

@@ -26,7 +26,7 @@ import msgpack
 
 from trilogue.actors.index.catalogue import Catalogue, CatalogueDamaged
 from trilogue.actors.index.entries import POSITION_BITS, Part, Place
-from trilogue.actors.index.recent import Recent, RecentSession
+from trilogue.actors.index.recent import News, Recent, RecentSession
 from trilogue.actors.protocol.messages import GONE, KEYED, RUN, Floor, Gone, Numbered, Run, Trim, part_of, unpack_record
 from trilogue.actors.protocol.submissions import Question
 from trilogue.actors.protocol.vocabulary import Piece
@@ -72,7 +72,7 @@ class PartitionIndex:
         """Take in the frames up to `upto`, which is committed."""
         recent = self.recent
         while recent.upto < upto:
-            recent.take(read_frame(recent.upto + 1), self._last_seq)
+            recent.take(read_frame(recent.upto + 1), self._last_seq, self._trimmed)
 
     def leave(self) -> Recent:
         """What is recent is written to the catalogue from now on, and something new begins."""
@@ -284,13 +284,14 @@ class PartitionIndex:
 
         return is_gone
 
-    def take_news(self) -> list[tuple[str, int]]:
-        """The sessions that trims have named since this was asked last, each with the seq below which its messages are gone."""
+    def take_news(self) -> list[News]:
+        """The trims that were taken in since this was asked last."""
         news, self.recent.news = self.recent.news, []
         return news
 
     def trimmed_sessions(self, after: str, count: int) -> list[tuple[str, int]]:
-        """Those of the catalogue, as `take_news` gives them, in the order of their names behind `after`: `count` at most."""
+        """Those that the catalogue names, in the order of their names behind `after`, `count` at most: each with the seq below
+        which its messages are gone."""
         return self._catalogue.trimmed_sessions(self.partition, after, count)
 
     def gone_records(self, session: str, first: int, before: int, count: int) -> tuple[list[tuple[int, int]], int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgpack
@@ -33,6 +33,18 @@ TRIM_BYTES = 200
 
 LastSeq = Callable[[str], int]
 """The last seq of a session in what lies before."""
+
+TrimmedBefore = Callable[[str], int]
+"""The session's messages below this seq are gone, as all says that was taken in; 0 if none is."""
+
+
+class News(NamedTuple):
+    """A trim: the session's messages from `first` to below `before` are gone with it, and others were before."""
+
+    frame_index: int
+    session: str
+    first: int
+    before: int
 
 
 class RecentSession:
@@ -97,11 +109,11 @@ class Recent:
         self.sessions: dict[str, RecentSession] = {}
         self.trims: dict[str, int] = {}  # session -> its messages below this seq are gone
         self.floor = floor  # messages in frames up to this one are gone
-        self.news: list[tuple[str, int]] = []  # the trims since somebody looked
+        self.news: list[News] = []  # the trims since somebody looked
         self.size_bytes = 0
         self._names: dict[str, str] = {}  # one string for a sender's id, in however many sessions it is
 
-    def take(self, frame: bytes, last_seq_before: LastSeq) -> None:
+    def take(self, frame: bytes, last_seq_before: LastSeq, trimmed_before: TrimmedBefore) -> None:
         """Take in the next frame. The hot path of a store's reading: 5 µs for a lonely message's frame."""
         at = records_at(frame)
         payload = memoryview(frame)[at:]
@@ -118,7 +130,7 @@ class Recent:
             if stored_at_us > self.last_stored_at_us:
                 self.last_stored_at_us = stored_at_us
             if isinstance(record, Trim | Floor):
-                size += self._trim(record)
+                size += self._trim(record, frame_index, trimmed_before)
                 continue
             session, sender_id = record.session, record.sender_id
             entry = sessions.get(session)
@@ -151,15 +163,19 @@ class Recent:
         self.frame_crc = int.from_bytes(frame[at - 4 : at], "little")
         self.size_bytes += size
 
-    def _trim(self, record: Trim | Floor) -> int:
+    def _trim(self, record: Trim | Floor, frame_index: int, trimmed_before: TrimmedBefore) -> int:
         """From here on some messages are gone; how much more memory that takes."""
         if isinstance(record, Floor):
             self.floor = max(self.floor, record.upto)
             return 0
-        self.news.append((record.session, record.before))
-        before = self.trims.get(record.session, 0)
-        self.trims[record.session] = max(before, record.before)
-        return 0 if before else TRIM_BYTES + 2 * len(record.session)
+        session, before = record.session, record.before
+        first = max(1, trimmed_before(session))
+        if first >= before:
+            return 0
+        self.news.append(News(frame_index, session, first, before))
+        is_new = session not in self.trims
+        self.trims[session] = before
+        return TRIM_BYTES + 2 * len(session) if is_new else 0
 
 
 def _keyed(record: Record, item: list[Any]) -> Iterator[tuple[int, str, bytes]]:

@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterable, Iterator
 from heapq import merge
 from itertools import groupby, islice
 from typing import Any, Final
+from zlib import crc32
 
 from trilogue.actors.index.catalogue import PART_ENTRIES, Catalogue, Segment, crc_of, part_crc
 from trilogue.actors.index.entries import ENTRY_BYTES, seq_at
@@ -141,6 +142,10 @@ class Segments:
         gone = [segment for segment in self._catalogue.segments if segment.partition == partition]
         self._database.execute("DELETE FROM segments WHERE partition = ?", (partition,))
         self._take_out(gone)
+
+    def note_counted(self, says: bytes) -> None:
+        """Keep this instead of what was noted before."""
+        self._database.execute("REPLACE INTO counted VALUES (1, ?, ?)", (says, crc32(says)))
 
     # ------------------------------------------------------------------ statements
 

@@ -9,7 +9,8 @@ alone, a little at a time. Rules:
    another size. What it is worth is known when it is written: if that is too little, it stays as it was.
 2. What is gone is what the indexes say, of frames that are in them, and that this store itself knows to be committed: an index
    may be ahead of that, by its writer's word, and a next writer could still ask for such a frame, to send it on as it was.
-3. What was trimmed before this process began is counted once, in the background. Counts are estimates, and may be lost.
+3. What was trimmed is counted once, in the background, also when the process ends meanwhile: the catalogue keeps the counts.
+   They are estimates, and may be lost with it; then all is counted again.
 4. A frame that is given back goes where that frame lies when its part's turn comes: a place is true only until its part was
    written anew. For the part that is being written nothing is given back: who wants it done asks again.
 """
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 from trilogue.actors.index.keeper import IndexKeeper
 from trilogue.actors.index.partition import PartitionIndex
+from trilogue.actors.index.recent import News
 from trilogue.actors.journal import Position, StoreJournal
 from trilogue.actors.journal.interface import Part
 from trilogue.actors.journal.salvage import FrameKey
@@ -38,8 +40,6 @@ GAIN_SHARE: Final = 4
 """One byte in so many must be gone before a file is written anew."""
 STEP_FRAMES: Final = 256
 STEP_SESSIONS: Final = 64
-TRIMS_KEPT_MAX: Final = 16_384
-"""Of so many sessions it is known how far they were counted: what is trimmed again and again is counted once."""
 
 
 class Thinner:
@@ -62,11 +62,13 @@ class Thinner:
         self._key_honoured_us = limits.key_honoured_ms * 1000
         self._gain_bytes = journal.part_bytes // GAIN_SHARE
         self._is_anew, self._is_back = is_anew, is_back
-        self._gone_bytes: dict[Part, int] = {}  # about how much of each part is gone
         self._instead: dict[FrameKey, bytes] = {}  # what is to stand where a bad frame stands
-        self._counted: dict[int, int] = {}  # partition -> the floor up to which its frames were counted
+        # partition -> up to which frame trims were counted, and up to which floor; of each part about how much is gone
+        self._counted, self._gone_bytes = indexes.counted()
+        self._put_off: dict[Part, int] = {}  # as `_gone_bytes`, of parts that could not be written anew: the next process tries
         self._counting: dict[int, Iterator[None]] = {}
-        self._trimmed: dict[tuple[int, str], int] = {}  # (partition, session) -> the seq below which it was counted
+        self._jobs_done = 0
+        self._noted: tuple[int, int] | None = None  # how many jobs and segments there were when the counts were kept
         self._job: Generator[None] | None = None
         self._part: Part | None = None  # it is being written anew by the job
 
@@ -76,10 +78,12 @@ class Thinner:
             if self._job is None and not self._count_a_little():
                 part = self._due()
                 if part is None:
+                    self._note_counted()
                     return False
                 self._job, self._part = self._thin(part), part
             if self._job is not None and next(self._job, self) is self:
                 self._job = self._part = None
+                self._jobs_done += 1
         return True
 
     def put_back(self, position: Position, frame: bytes) -> None:
@@ -95,7 +99,9 @@ class Thinner:
             self._job = self._part = None
         self._counted.clear()
         self._counting.clear()
-        self._trimmed.clear()
+        self._gone_bytes.clear()
+        self._put_off.clear()
+        self._noted = None
 
     # ------------------------------------------------------------------ what is gone
 
@@ -103,17 +109,18 @@ class Thinner:
         """Whether something was counted."""
         for partition, index in list(self._indexes.indexes.items()):
             if partition not in self._counting:
-                counted, floor, news = self._counted.get(partition, -1), index.recent.floor, index.take_news()
-                if floor == counted and not news:
+                upto, counted = self._counted.get(partition, (0, -1))
+                floor, news = index.recent.floor, [one for one in index.take_news() if one.frame_index > upto]
+                self._counted[partition] = max(upto, index.upto), max(counted, floor)
+                if floor <= counted and not news:
                     continue
                 self._counting[partition] = self._count(index, counted, floor, news)
-                self._counted[partition] = floor
             if next(self._counting[partition], self) is self:
                 del self._counting[partition]
             return True
         return False
 
-    def _count(self, index: PartitionIndex, counted: int, floor: int, news: list[tuple[str, int]]) -> Iterator[None]:
+    def _count(self, index: PartitionIndex, counted: int, floor: int, news: list[News]) -> Iterator[None]:
         """Count what the floor took from `counted` on, and what trims did; -1: since ever."""
         for frame_index in range(max(counted, 0) + 1, floor + 1):
             position = self._places[index.partition].at(frame_index)
@@ -125,17 +132,12 @@ class Thinner:
         while counted < 0 and (some := index.trimmed_sessions(after, STEP_SESSIONS)):
             after = some[-1][0]
             for session, before in some:
-                yield from self._count_session(index, session, before)
+                yield from self._count_session(index, session, 1, before)
             yield
-        for session, before in news:
-            yield from self._count_session(index, session, before)
+        for _, session, first, before in news:
+            yield from self._count_session(index, session, first, before)
 
-    def _count_session(self, index: PartitionIndex, session: str, before: int) -> Iterator[None]:
-        key = index.partition, session
-        first = self._trimmed.pop(key, 1)
-        self._trimmed[key] = max(first, before)
-        if len(self._trimmed) > TRIMS_KEPT_MAX:
-            del self._trimmed[next(iter(self._trimmed))]
+    def _count_session(self, index: PartitionIndex, session: str, first: int, before: int) -> Iterator[None]:
         while first:
             records, first = index.gone_records(session, first, before, STEP_FRAMES)
             for frame_index, size in records:
@@ -148,6 +150,13 @@ class Thinner:
     def _note(self, position: Position, size: int) -> None:
         part = self._journal.part_of(position)
         self._gone_bytes[part] = self._gone_bytes.get(part, 0) + size
+
+    def _note_counted(self) -> None:
+        """All is counted that was told, and nothing is being written anew."""
+        now = self._jobs_done, max((segment.id for segment in self._indexes.catalogue.segments), default=0)
+        if now != self._noted and self._counted:
+            self._indexes.note_counted(self._counted, self._gone_bytes | self._put_off)
+            self._noted = now
 
     def _due(self) -> Part | None:
         journal = self._journal
@@ -164,7 +173,7 @@ class Thinner:
 
     def _thin(self, part: Part) -> Generator[None]:
         journal = self._journal
-        self._gone_bytes.pop(part, None)
+        gone_bytes = self._gone_bytes.pop(part, 0)
         instead = self._taken_for(part)
         anew = journal.written_anew(part, self._left_of(), instead)
         try:
@@ -175,6 +184,7 @@ class Thinner:
             anew.take_place()
         except (Corrupt, OSError, Unavailable) as error:
             anew.give_up()
+            self._put_off[part] = gone_bytes
             logger.warning("part %s of the journal is not written anew: %s", part, error)
             return
         except BaseException:

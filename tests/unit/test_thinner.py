@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from trilogue.actors.journal import JournalBroken, thin_file
-from trilogue.actors.protocol.messages import FLOOR, KEYED, TRIM
+from trilogue.actors.protocol.messages import FLOOR, KEYED, RUN, TRIM
 from trilogue.actors.protocol.thinning import header_of, is_thin, items_of, placed
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.store.reader import StoreReader
@@ -117,6 +117,100 @@ def test_what_was_trimmed_before_a_restart_is_given_back_after_it(store: Store) 
     again.thin()
     assert again.disk_bytes() < before - 300_000
     again.journal.close()
+
+
+@pytest.fixture
+def written_anew(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The journal files that are written anew from now on, whatever becomes of that."""
+    numbers, write = list[int](), thin_file.ThinFile.write
+
+    def noted(self: thin_file.ThinFile) -> Iterator[None]:
+        numbers.append(self.file)
+        return write(self)
+
+    monkeypatch.setattr(thin_file.ThinFile, "write", noted)
+    return numbers
+
+
+def small_messages(directory: Path) -> Store:
+    """Frames of which much is left when their messages are gone: 4,000 of "s", 1,000 of "t"."""
+    store = Store(directory)
+    for k in range(4000):
+        store.append((RUN, "s", ANN, k + 1, k + 1, 5, [1], [BODY[:120]]))
+    for k in range(1000):
+        store.append((RUN, "t", ANN, k + 1, k + 1, 5, [1], [BODY[:120]]))
+    return store
+
+
+@pytest.mark.parametrize("in_catalogue", [False, True])
+@pytest.mark.parametrize("record", [(FLOOR, 4000, 9), (TRIM, "s", 4001, 9)])
+def test_a_restart_writes_nothing_anew_that_was(
+    tmp_path: Path, written_anew: list[int], record: Any, in_catalogue: bool
+) -> None:
+    """Seen: each restart wrote all files anew that are thin, only to find out that nothing can be freed."""
+    store = small_messages(tmp_path / "store")
+    store.append(record)
+    store.thin()
+    assert len(written_anew) >= 4
+    if in_catalogue:
+        flushed(store)
+        store.thin()
+    written_anew.clear()
+    again = store.reopen()
+    again.thin()
+    assert written_anew == []
+    again.append((TRIM, "s", 4001, 9) if record[0] == FLOOR else (FLOOR, 5, 9))
+    again.append((TRIM, "t", 100, 9))
+    again.thin()
+    assert written_anew == [], "what is new is too little"
+    again.journal.close()
+
+
+def test_a_session_that_is_trimmed_further_after_a_restart_is_counted_from_where_it_was_trimmed(
+    tmp_path: Path, written_anew: list[int]
+) -> None:
+    store = small_messages(tmp_path / "store")
+    store.catch_up()
+    flushed(store)  # with the messages' sizes, before they are thin
+    store.append((TRIM, "s", 3500, 9))
+    store.thin()
+    written_anew.clear()
+    again = store.reopen()
+    again.append((TRIM, "s", 3600, 9))
+    again.thin()
+    assert written_anew == []
+    again.journal.close()
+
+
+def test_what_could_not_be_written_anew_is_tried_again_after_a_restart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.append((TRIM, "s", 401, 9))
+    before = store.disk_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(thin_file.os, "rename", _full)
+        store.thin()
+    assert store.disk_bytes() == before
+    again = store.reopen()
+    again.thin()
+    assert again.disk_bytes() < before - 300_000
+    again.journal.close()
+
+
+def test_counts_that_end_before_the_catalogue_does_are_not_believed(store: Store) -> None:
+    """A crash between: the trims in the catalogue's newest segment would not be told again."""
+    store.thin()
+    store.append((TRIM, "s", 401, 9))
+    store.catch_up()
+    flushed(store)
+    assert store.indexes.counted()[0] == {}
+    before = store.disk_bytes()
+    again = store.reopen()
+    again.thin()
+    assert again.disk_bytes() < before - 300_000
+    again.journal.close()
+
+
+def _full(*_: Path) -> None:
+    raise OSError(errno.ENOSPC, "the disk is full")
 
 
 def flushed(store: Store) -> None:

@@ -99,6 +99,7 @@ class Connection(asyncio.Protocol):
         self.peer_info: dict[str, Any] = {}
         self.closed = False
         self.writable = True
+        self.heard = 0  # how often something came: who waits for an answer sees by it whether the peer is alive
         self.authenticated: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._handshake: Handshake | None = Handshake(token, info)  # until the peer has proved that it knows the token
         self._on_message = on_message
@@ -195,6 +196,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.closed:
             return
+        self.heard += 1
         if self._buffer:
             self._buffer += data
             with memoryview(self._buffer) as view:

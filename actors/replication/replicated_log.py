@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from trilogue.actors.config import AddressBook, SessionConfig
+from trilogue.actors.hedge import first_answer
 from trilogue.actors.protocol.ensemble import Wish
 from trilogue.actors.protocol.errors import ProtocolError, Unavailable
 from trilogue.actors.protocol.log import LogWriter
@@ -42,7 +43,6 @@ from trilogue.actors.protocol.vocabulary import APPEND, STORED, Code, Say, Store
 from trilogue.actors.protocol.writer import PartitionWriter, Recovered
 from trilogue.actors.pump import end_process, guarded, spawn
 from trilogue.actors.replication.errands import Errands, WriterOrder
-from trilogue.actors.replication.hedge import first_answer
 from trilogue.actors.replication.mender import mend
 from trilogue.actors.replication.register_client import RegisterClient
 from trilogue.actors.replication.store_links import StoreLinks

@@ -54,7 +54,7 @@ class Tables:
 
     def __init__(self, connections: Connections, reading: Reading, limits: Limits) -> None:
         self._connections, self._reading, self._limits = connections, reading, limits
-        self._stores = Stores(connections.routes)
+        self._stores = Stores(connections.routes, limits)
 
     def close(self) -> None:
         """End what was opened to read."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from trilogue.actors.hedge import Ask, first_answer
 from trilogue.actors.protocol.errors import Unavailable
 from trilogue.actors.protocol.vocabulary import Code
-from trilogue.actors.replication.hedge import Ask, first_answer
 from trilogue.actors.wire import Refused
 
 FOR_EVER_S = 3600.0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from fake_session_actor import TOKEN, Cluster, FakeSessionActor, in_loop
+from fake_session_actor import TOKEN, Cluster, FakeSessionActor, in_loop, until
 from trilogue.actors.protocol.vocabulary import Code, Say
 from trilogue.client import Client, InvalidRange, InvalidSession, Limits, SyncClient, Unavailable
+from trilogue.client.connecting.holders import _Asking
 from trilogue.client.reading.tables import tables_of
 
 
@@ -96,6 +98,117 @@ async def test_a_partition_that_no_store_holds_whole_is_said_to_be_unavailable()
             await client.table("room")
 
 
+SOON = Limits(hedge_ms=50)
+
+
+@asynccontextmanager
+async def two_stores(**settings: Any) -> AsyncIterator[tuple[Client, FakeSessionActor, FakeSessionActor]]:
+    """A client, the SessionActor that answers as a store, too, and another store that is named before it."""
+    async with system(5, **settings) as (client, actor):
+        other = FakeSessionActor(actor.cluster)
+        await other.start(writes=False)
+        whole = actor._request
+        actor._request = lambda connection, say, items: (  # type: ignore[method-assign]
+            [1, [other.server.address, actor.server.address]] if say == Say.HOLDERS else whole(connection, say, items)
+        )
+        try:
+            yield client, actor, other
+        finally:
+            await other.server.close()
+
+
+@in_loop
+async def test_a_store_that_says_nothing_is_not_waited_for_and_not_asked_again_by_the_next_tables_G11() -> None:
+    async with two_stores(limits=SOON) as (client, actor, other):
+        await client.table("room")
+        assert len(other.said(Say.RECORDS)) == 1
+        other.silent = True
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        assert numbers(await client.table("room")) == [1, 2, 3, 4, 5]
+        assert SOON.hedge_ms / 1000 <= clock() - begun < SOON.request_timeout_ms / 2000
+        for _ in range(3):
+            await client.table("room")
+        assert (len(other.said(Say.RECORDS)), len(actor.said(Say.RECORDS))) == (2, 4)
+
+
+@in_loop
+async def test_a_store_whose_handshake_never_ends_is_not_waited_for() -> None:
+    async with two_stores(limits=SOON) as (client, _, other):
+        other.server._on_opened = lambda connection: None
+        stopped = asyncio.Event()
+
+        async def silent(*_: Any) -> None:
+            await stopped.wait()
+
+        host, port = other.server.address.rsplit(":", 1)
+        await other.server.close()
+        server = await asyncio.start_server(silent, host, int(port))
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        for _ in range(3):
+            assert numbers(await client.table("room")) == [1, 2, 3, 4, 5]
+        assert clock() - begun < SOON.handshake_timeout_ms / 2000
+        stopped.set()
+        server.close()
+
+
+@in_loop
+async def test_many_first_tables_share_a_connection_and_none_is_left_when_the_client_has_closed() -> None:
+    async with system(5) as (client, actor):
+        await client.heads(["room"])
+        before = len(actor.server.connections)
+        await asyncio.gather(*(client.table("room") for _ in range(50)))
+        assert len(actor.server.connections) == before + 1
+        await client.close()
+        await until(lambda: not actor.server.connections, "all connections have ended")
+
+
+class Speaking:
+    """Stands for a connection on which a part of an answer comes at each turn of the loop, for so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.heard, self.seconds, self.asked = 0, seconds, 0
+
+    async def request(self, *_: Any) -> str:
+        self.asked += 1
+        clock = asyncio.get_running_loop().time
+        ends = clock() + self.seconds
+        while clock() < ends:
+            await asyncio.sleep(0)
+            self.heard += 1
+        return "an answer"
+
+
+@in_loop
+async def test_a_store_whose_answer_is_on_its_way_is_not_taken_for_silent() -> None:
+    class Known:
+        patience_s = 0.02
+        connections = {"a": Speaking(0.1), "b": Speaking(0), "c": Speaking(0)}  # noqa: RUF012
+        silent: list[str] = []  # noqa: RUF012
+
+        async def connection(self, address: str) -> Any:
+            return self.connections[address]
+
+        def note_silent(self, address: str) -> None:
+            self.silent.append(address)
+
+    known = Known()
+    asking = _Asking(known, 0, 1, Say.RECORDS, (), set())  # type: ignore[arg-type]
+    assert await asking.first(["a", "b", "c"]) == ("a", "an answer")
+    assert [one.asked for one in known.connections.values()] == [1, 0, 0]
+    known.connections["a"] = Silent(0)
+    asking = _Asking(known, 0, 1, Say.RECORDS, (), set())  # type: ignore[arg-type]
+    assert await asking.first(["a", "b", "c"]) == ("b", "an answer")
+    assert known.silent == ["a"]
+
+
+class Silent(Speaking):
+    async def request(self, *_: Any) -> str:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 @in_loop
 async def test_what_makes_no_sense_is_refused() -> None:
     async with system() as (client, _):
@@ -118,8 +231,6 @@ async def test_sessions_of_a_partition_come_in_the_order_of_their_names_page_by_
 
 @in_loop
 async def test_plain_code_gets_the_same_table() -> None:
-    import asyncio
-
     async with system(5) as (client, actor):
 
         def plain() -> Any:

@@ -30,16 +30,21 @@ from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.opening import decode_identity, good
 from trilogue.actors.redis_journal.place import RedisPlace
 from trilogue.actors.redis_journal.replay import LogReplay, step_of
+from trilogue.actors.redis_journal.witness import read_witness
 
 
 def export_store(
-    place: RedisPlace, credentials: Credentials, who: Identity, name: str, partitions: int, directory: Path, limits: Limits
-) -> list[str] | None:
+    place: RedisPlace, credentials: Credentials, who: Identity, name: str, partitions: int, directory: Path, limits: Limits,
+    home: Path,
+) -> list[str] | None:  # fmt: skip
     """Copy the store `name` into `directory`, which is empty; what is damaged, or nothing at all if there is no such store.
 
-    `who` says cluster and log. Raises `ServerUnusable`, `WrongCluster`, `NewerFormat` or `Corrupt` (its identity).
+    `who` says cluster and log; `home` is the store's own directory. Raises `ServerUnusable`, `WrongCluster`,
+    `NewerFormat` or `Corrupt` (its identity).
     """
-    nodes = Nodes.reach(place, credentials, limits.redis_timeout_ms)
+    witness = read_witness(home)
+    known = witness.nodes if witness is not None else ()
+    nodes = Nodes.reach(place, credentials, limits.redis_timeout_ms, known=known)
     try:
         key = identity_key(who.cluster, name)
         said = good(place.shown, nodes.of(key).ask("HGET", key, "identity"))

@@ -48,7 +48,7 @@ from trilogue.actors.protocol.thinning import header_of
 from trilogue.actors.redis_journal.layout import APPEND, PART, Keys, call, identity_key, rewrite
 from trilogue.actors.redis_journal.link import Command, LinkLost, Refusal
 from trilogue.actors.redis_journal.nodes import Nodes
-from trilogue.actors.redis_journal.place import RedisPlace
+from trilogue.actors.redis_journal.place import Node, RedisPlace
 from trilogue.actors.redis_journal.promise import Server
 from trilogue.actors.redis_journal.replay import PART_BYTES, chained, damaged, may_be
 from trilogue.actors.redis_journal.thin_part import ThinPart
@@ -107,6 +107,7 @@ class RedisJournal:
         self._reads: Nodes | None = None
         self._reading = threading.Lock()
         self._servers: tuple[Server, ...] = nodes.servers
+        self._known: tuple[Node, ...] = nodes.known
         self._witnessed: Witness | None = None
         self._witnessing = threading.Lock()
 
@@ -341,7 +342,7 @@ class RedisJournal:
             try:
                 if self._reads is None or self._reads.lost:
                     self._reads = None
-                    self._reads = Nodes.reach(self._place, self._credentials, self._limits.redis_timeout_ms)
+                    self._reads = Nodes.reach(self._place, self._credentials, self._limits.redis_timeout_ms, known=self._known)
                 answer = self._reads.of(key).ask(*command)
             except (LinkLost, ServerUnusable) as error:
                 raise Unavailable(f"{error}: ask again") from None
@@ -375,7 +376,7 @@ class RedisJournal:
             with self._reading:
                 assert self._reads is not None
                 self._reads.look()
-                self._servers = self._reads.servers
+                self._servers, self._known = self._reads.servers, self._reads.known
             self._keep_alive()
         except (Unavailable, ServerUnusable, LinkLost) as error:
             return str(error)
@@ -400,7 +401,7 @@ class RedisJournal:
         with self._witnessing:  # whoever comes later also writes what is newer
             logs = self._logs.copy()
             ends = tuple((log.end, log.chain) for _, log in sorted(logs.items()))
-            witness = Witness(self.identity.store, self.incarnation, ends)
+            witness = Witness(self.identity.store, self.incarnation, ends, self._known)
             if durably or witness != self._witnessed:
                 write_witness(self.directory, witness, durably=durably)
                 self._witnessed = witness

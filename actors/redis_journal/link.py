@@ -92,7 +92,8 @@ class Link:
                 return Refusal("LOADING", _line(error))
             raise
         except exceptions.ResponseError as error:
-            return Refusal(_code(error), self._without_secrets(_line(error)))
+            code, line = _code(error), self._without_secrets(_line(error))
+            return Refusal(code, f"{code} {line}" if code in ("MOVED", "ASK") else line)
 
     def _without_secrets(self, text: str) -> str:
         for word in self._hidden:

@@ -61,9 +61,11 @@ def open_redis_journal(opening: Opening, replay: Callable[[Entry], None]) -> Red
     Raises `ServerUnusable`, `NewerFormat`, `WrongCluster` or `Corrupt` (the server's data is as it was; forget what was
     replayed), or `JournalBroken`.
     """
-    nodes = Nodes.reach(opening.place, opening.credentials, opening.limits.redis_timeout_ms, opening=True)
+    witness = read_witness(opening.directory)
+    known = witness.nodes if witness is not None else ()
+    nodes = Nodes.reach(opening.place, opening.credentials, opening.limits.redis_timeout_ms, known=known, opening=True)
     try:
-        return _Opener(opening, nodes, replay).open()
+        return _Opener(opening, nodes, replay).open(witness)
     except LinkLost as lost:
         nodes.close()
         raise ServerUnusable(str(lost)) from None
@@ -82,13 +84,13 @@ class _Opener:
         self._lost = False  # something that was confirmed
         self._doubts = False
 
-    def open(self) -> RedisJournal:
+    def open(self, witness: Witness | None) -> RedisJournal:
+        """`witness` is what the directory has."""
         opening = self._opening
         said = self._ask(self._key, "HGET", self._key, "identity")
         is_new = said is None
         fresh = Identity(opening.fresh_store, 1, opening.cluster, opening.log_id)
         identity = fresh if is_new else decode_identity(said, self._shown, opening.name, fresh)
-        witness = read_witness(opening.directory)
         if witness is not None and witness.store != identity.store:
             witness = None
         claimed = self._claim(identity, is_new)

@@ -43,6 +43,14 @@ class RedisPlace(NamedTuple):
         return self.url.partition("?")[0]
 
 
+class Node(NamedTuple):
+    """A node of a Redis Cluster, master or replica, by the name that it has in its cluster."""
+
+    name: str
+    host: str
+    port: int
+
+
 def is_redis(url: str) -> bool:
     """Whether the URL names a Redis server."""
     return url.partition("://")[0].lower() in SCHEMES and "://" in url

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from trilogue.actors.protocol.errors import ServerUnusable
 from trilogue.actors.redis_journal.link import Link, LinkLost, Refusal
+from trilogue.actors.redis_journal.place import RedisPlace
 
 OLDEST: Final = (7, 0)
 ROOM_BYTES: Final = 64 * 1024 * 1024
@@ -55,11 +56,7 @@ def look_at(link: Link, *, opening: bool = False) -> Server:
         )
     except LinkLost as lost:
         raise ServerUnusable(str(lost)) from None
-    if isinstance(said, Refusal):
-        raise ServerUnusable(f"{place.shown} does not say how it is ({said.text}): allow this user INFO")
-    info = _fields(said)
-    if info.get("loading") == "1":
-        raise ServerUnusable(f"{place.shown} is still loading its data: wait until it has")
+    info = _info(place, said)
     waits = isinstance(known, list) and any(isinstance(one, list) and one for one in known)
     for problem in _problems(info, place.replicas, waits, dict(zip(_SETTINGS, map(_setting, settings), strict=True))):
         raise ServerUnusable(f"{place.shown} cannot promise what a store must: {problem}")
@@ -75,6 +72,20 @@ def look_at(link: Link, *, opening: bool = False) -> Server:
         memory_used=int(info.get("used_memory", 0)),
         memory_max=int(info.get("maxmemory", 0)),
     )
+
+
+def is_in_cluster(link: Link) -> bool:
+    """Whether the server is a node of a Redis Cluster. Raises `ServerUnusable` or `LinkLost`."""
+    return _info(link.place, link.ask("INFO")).get("cluster_enabled") == "1"
+
+
+def _info(place: RedisPlace, said: object) -> dict[str, str]:
+    if isinstance(said, Refusal):
+        raise ServerUnusable(f"{place.shown} does not say how it is ({said.text}): allow this user INFO")
+    info = _fields(said)
+    if info.get("loading") == "1":
+        raise ServerUnusable(f"{place.shown} is still loading its data: wait until it has")
+    return info
 
 
 _SETTINGS: Final = ("appendfsync", "no-appendfsync-on-rewrite")

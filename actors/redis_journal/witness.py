@@ -2,7 +2,8 @@
 
 Owns the file. It must not know the server. It says which store was there, under which incarnation, and for each partition
 an [end, chain] that the log had. A log that does not have that place any more has lost something that it once confirmed:
-the server was restored from a backup, or a replica took over that lacked the end. Rules:
+the server was restored from a backup, or a replica took over that lacked the end. It also says which nodes a Redis Cluster had:
+the one that the URL names may be gone. Rules:
 
 1. What it says was confirmed by the server. It is about a second behind while the store writes; a process that finds the server
    changed, or does not reach it, appends nothing more, and writes down all that it knows, durably, before it ends.
@@ -18,16 +19,18 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from trilogue.actors.journal.files import sync_directory
+from trilogue.actors.redis_journal.place import Node
 
 FILE: Final = "witness.json"
 
 
 class Witness(NamedTuple):
-    """`logs` are [end, chain] of each partition."""
+    """`logs` are [end, chain] of each partition; `nodes` those of its Redis Cluster, if it lies on one."""
 
     store: str
     incarnation: int
     logs: tuple[tuple[int, int], ...]
+    nodes: tuple[Node, ...] = ()
 
 
 def read_witness(directory: Path) -> Witness | None:
@@ -38,7 +41,10 @@ def read_witness(directory: Path) -> Witness | None:
             return None
         said = json.loads(line)
         return Witness(
-            str(said["store"]), int(said["incarnation"]), tuple((int(end), int(chain)) for end, chain in said["logs"])
+            str(said["store"]),
+            int(said["incarnation"]),
+            tuple((int(end), int(chain)) for end, chain in said["logs"]),
+            tuple(Node(str(name), str(host), int(port)) for name, host, port in said.get("nodes", ())),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -48,7 +48,7 @@ def redis_copies(data: Path, record: ClusterRecord, limits: Limits) -> Iterator[
                 stack.callback(try_lock(data / name, allow_tmpfs=True).release)
             directory.mkdir()
             try:
-                damage = export_store(place, credentials, who, name, record.partitions, directory, limits)
+                damage = export_store(place, credentials, who, name, record.partitions, directory, limits, data / name)
             except DataError as error:
                 copies.damage[name] = [str(error)]
                 continue

@@ -121,7 +121,7 @@ def test_a_copy_in_files_holds_the_same_and_says_what_is_damaged(store: RedisSto
         """What is damaged, and what is in the copy."""
         directory = tmp_path / name
         directory.mkdir()
-        damage = export_store(place, Credentials(), who, "store-1", PARTITIONS, directory, DEFAULT_LIMITS)
+        damage = export_store(place, Credentials(), who, "store-1", PARTITIONS, directory, DEFAULT_LIMITS, store.directory)
         identity = open_identity(directory, cluster=who.cluster, log_id=who.log_id, fresh_store=who.store)
         found: list[str] = []
         Journal.open(directory, identity, DEFAULT_LIMITS, lambda entry: found.append(shown(entry))).close()
@@ -607,28 +607,78 @@ def test_a_user_needs_few_rights_and_is_never_named(new_server: NewServer, tmp_p
     assert "trilogue-7" not in str(caught.value)
 
 
-@pytest.mark.parametrize("redis_binary", SERVERS[:1], indirect=True)
-def test_the_partitions_of_a_store_lie_on_the_nodes_of_a_redis_cluster(new_server: NewServer, tmp_path: Path) -> None:
+def new_cluster(new_server: NewServer, *slots: tuple[int, int] | None) -> list[RedisServer]:
+    """A Redis Cluster of nodes with these slots; one without any is the first one's replica."""
     settings = {**DURABLE, "cluster_enabled": "yes", "cluster_node_timeout": "2000"}
     buses = (free_port(PORTS, HOST), free_port(reversed(PORTS), HOST))  # else it is 10,000 above, where anybody may be
     servers = [new_server(**settings, cluster_port=str(bus)) for bus in buses]
-    clients = [client_of(server) for server in servers]
-    for client, (first, last) in zip(clients, ((0, 8191), (8192, 16383)), strict=True):
-        client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
-    clients[0].execute_command("CLUSTER", "MEET", HOST, servers[1].port, buses[1])
-    for client in clients:
+    first, second = map(client_of, servers)
+    for server, some in zip(servers, slots, strict=True):
+        if some is not None:
+            client_of(server).execute_command("CLUSTER", "ADDSLOTSRANGE", *some)
+    first.execute_command("CLUSTER", "MEET", HOST, servers[1].port, buses[1])
+    until_it_works(*servers)
+    if slots[1] is None:
+        name = first.execute_command("CLUSTER", "MYID").decode()
+        eventually(lambda: name in second.execute_command("CLUSTER", "NODES").decode(), 20.0, "it knows its master")
+        second.execute_command("CLUSTER", "REPLICATE", name)
+        eventually(lambda: second.info("replication").get("master_link_status") == "up", 20.0, "the replica follows")
+        eventually(lambda: len(first.execute_command("CLUSTER", "SLOTS")[0]) == 4, 20.0, "its master has told of it")
+    return servers
+
+
+def until_it_works(*servers: RedisServer) -> None:
+    for server in servers:
+        client = client_of(server)
         eventually(
             lambda client=client: "cluster_state:ok" in client.execute_command("CLUSTER", "INFO").decode(), 20.0, "it works"
         )
+
+
+@pytest.mark.parametrize("redis_binary", SERVERS[:1], indirect=True)
+def test_a_store_on_a_redis_cluster_goes_on_after_a_failover_also_when_the_node_in_its_url_is_gone_G2_G11(
+    new_server: NewServer, tmp_path: Path
+) -> None:
+    seed, replica = new_cluster(new_server, (0, 16383), None)
+    store = RedisStore(seed, tmp_path / "store-1")
+    store.open()
+    store.append(fence(0, 1), store.frame(0, b"before the failover"))
+    assert store.opened.reason_to_end() == ""
+    client = client_of(replica)
+    eventually(lambda: client.dbsize() == client_of(seed).dbsize(), 20.0, "the replica has it")
+    client.execute_command("CLUSTER", "FAILOVER")
+    eventually(lambda: client.info("replication")["role"] == "master", 20.0, "the replica is the master")
+    eventually(lambda: client_of(seed).info("replication")["role"] == "slave", 20.0, "and the master its replica")
+    assert "MOVED" in store.opened.reason_to_end()
+    assert store.open() == store.in_order()
+    store.append(store.frame(0, b"by the map of the node that the URL names"))
+    seed.kill()
+    assert store.opened.reason_to_end() == "", "it has nothing there any more"
+    assert store.open() == store.in_order()
+    store.append(store.frame(0, b"by a node that was known"))
+    assert store.open() == store.in_order()
+
+    replica.kill()
+    with pytest.raises(ServerUnusable, match=rf"{seed.address}/0 cannot be reached"):
+        store.open()
+    stranger = RedisServer(
+        seed.binary, tmp_path / "stranger", {name.replace("_", "-"): value for name, value in DURABLE.items()}
+    )
+    stranger.port = replica.port
+    with stranger, pytest.raises(ServerUnusable, match=rf"{seed.address}/0 cannot be reached"):
+        store.open()
+
+
+@pytest.mark.parametrize("redis_binary", SERVERS[:1], indirect=True)
+def test_the_partitions_of_a_store_lie_on_the_nodes_of_a_redis_cluster(new_server: NewServer, tmp_path: Path) -> None:
+    servers = new_cluster(new_server, (0, 8191), (8192, 16383))
+    clients = [client_of(server) for server in servers]
     store = RedisStore(servers[0], tmp_path / "store-1")
     store.open()
     store.append(*(entry for p in range(4) for entry in (fence(p, 1), store.frame(p, b"on some node"))))
     assert all(client.dbsize() for client in clients), "both nodes have some"
     for server in servers:
         server.restart()
-    for client in clients:
-        eventually(
-            lambda client=client: "cluster_state:ok" in client.execute_command("CLUSTER", "INFO").decode(), 20.0, "it works"
-        )
+    until_it_works(*servers)
     assert store.open() == store.in_order()
     assert store.opened.read(store.in_order()[1][1])

@@ -133,7 +133,7 @@ def test_a_copy_in_files_of_a_log_with_thin_frames_is_whole(store: Store, server
     copy.mkdir()
     who = Identity("", 0, CLUSTER, LOG_ID)
     place = parse_place(f"redis://{server.address}/0")
-    assert export_store(place, Credentials(), who, "store-1", 1, copy, SMALL) == []
+    assert export_store(place, Credentials(), who, "store-1", 1, copy, SMALL, store.directory) == []
     files = Store(copy)
     assert files.places.last_index == store.places.last_index
     assert files.runs("t", 0) == store.runs("t", 0)

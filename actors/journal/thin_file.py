@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from itertools import compress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -50,35 +49,29 @@ Thin = Callable[[int, int, Position, bytes], bytes]
 
 
 class Moves:
-    """Where the frames of a file lie in the new one: in compact rows, for there may be hundreds of thousands."""
+    """Where the frames of a file lie in the new one, of each partition in their order there: in compact rows, for there may be
+    hundreds of thousands."""
 
     def __init__(self) -> None:
-        self.partitions, self.indexes = array("I"), array("Q")
-        self.old_offsets, self.offsets, self.sizes = array("Q"), array("Q"), array("I")
+        self._rows: dict[int, tuple[array[int], ...]] = {}
 
     def add(self, partition: int, index: int, old_offset: int, offset: int, size: int) -> None:
         """One frame."""
-        self.partitions.append(partition)
-        self.indexes.append(index)
-        self.old_offsets.append(old_offset)
-        self.offsets.append(offset)
-        self.sizes.append(size)
+        rows = self._rows.get(partition)
+        if rows is None:
+            rows = self._rows[partition] = array("Q"), array("Q"), array("Q"), array("I")
+        for row, item in zip(rows, (index, old_offset, offset, size), strict=True):
+            row.append(item)
 
     @property
-    def seen(self) -> set[int]:
-        """The partitions."""
-        return set(self.partitions)
+    def partitions(self) -> list[int]:
+        """Those of which there are frames."""
+        return list(self._rows)
 
     def of(self, partition: int) -> Iterator[tuple[int, int, int, int]]:
         """Those of one partition: (index, where it lay, where it lies, its size now)."""
-        rows = zip(self.indexes, self.old_offsets, self.offsets, self.sizes, strict=True)
-        return rows if self.seen == {partition} else compress(rows, map(partition.__eq__, self.partitions))
-
-    def __len__(self) -> int:
-        return len(self.indexes)
-
-    def __iter__(self) -> Iterator[tuple[int, int, int, int, int]]:
-        return iter(zip(self.partitions, self.indexes, self.old_offsets, self.offsets, self.sizes, strict=True))
+        indexes, old_offsets, offsets, sizes = self._rows[partition]
+        return zip(indexes, old_offsets, offsets, sizes, strict=True)
 
 
 class ThinFile:
@@ -222,27 +215,22 @@ class ThinFile:
 
     def _read_back(self, end: int) -> Iterator[None]:
         """Assert that the disk gives back what was written: each record whole, and the frames that were copied, no more."""
-        said, frames = iter(self.moves), 0
+        said = {partition: self.moves.of(partition) for partition in self.moves.partitions}
         since = reached = 0
         with FileReader(self._directory, self._number, self._temporary) as file:
             for offset, header, data in records_in(file, self._identity.log_id):
                 reached = offset + len(data)
                 if header.flags in (0, FLAG_THIN, FLAG_FILL):
                     at = HEADER_BYTES if header.flags == FLAG_FILL else 0
-                    self._compare(next(said, None), offset + at, data[at:])
-                    frames += 1
+                    size = decode_header(data[at : at + HEADER_BYTES], 0, _ANY_BYTES).frame_bytes
+                    found = header_of(bytes(data[at : at + size]), _ANY_BYTES)
+                    index, _, *place = next(said.get(found.partition, iter(())), (0, 0, 0, 0))
+                    if [index, *place] != [found.index, offset + at, size]:
+                        raise Corrupt(f"{self._temporary} holds another frame at byte {offset + at} than was copied there")
                 since += len(data) + RECORD_COST_BYTES
                 if since >= STEP_BYTES:
                     since = 0
                     yield
-        if frames != len(self.moves) or reached != end:
-            raise Corrupt(f"{self._temporary} ends at byte {reached}, and {len(self.moves) - frames} frames are missing")
-
-    def _compare(self, said: tuple[int, int, int, int, int] | None, at: int, data: memoryview) -> None:
-        """Assert that the next frame lies at `at`, and is the one that was copied there."""
-        if said is not None and said[3] == at:
-            frame = bytes(data[: said[4]])
-            found = header_of(frame, _ANY_BYTES)
-            if (found.partition, found.index, len(frame)) == (said[0], said[1], said[4]):
-                return
-        raise Corrupt(f"{self._temporary} holds another frame at byte {at} than the one that was copied")
+        missing = [row for rows in said.values() for row in rows]
+        if missing or reached != end:
+            raise Corrupt(f"{self._temporary} ends at byte {reached}, and {len(missing)} frames are missing")

@@ -78,6 +78,15 @@ class Row(Generic[Item]):
         else:
             self._front[-1 - at] = item
 
+    def replace(self, at: int, items: MutableSequence[Item]) -> None:
+        """Put these in the place of as many from position `at` on."""
+        front = len(self._front)
+        if at >= front:
+            self._back[at - front : at - front + len(items)] = items
+        else:
+            for k, item in enumerate(items):
+                self[at + k] = item
+
     @property
     def last(self) -> Item:
         """The last item, of at least one."""

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 from trilogue.actors.journal import Position
 from trilogue.actors.protocol.frames import ALIGNMENT
@@ -32,9 +32,18 @@ IN_LOGS: Final = 53
 """The same on a server, where a file is a partition's log: 2^56 bytes each."""
 require(PARTITIONS_MAX <= 1 << 64 - IN_LOGS, "each partition has a log")
 _SIZE_BYTES_MAX: Final = ((1 << 32) - 1) * ALIGNMENT
-_MOVED_AT_ONCE = 4096
+_MOVED_AT_ONCE = 1024
 _SUMMED_AT_ONCE = 4096  # a power of two
 _new = tuple.__new__
+
+
+class Ready(NamedTuple):
+    """Frames that move: their indexes, where they lay, where they lie now, and their sizes."""
+
+    indexes: array[int]
+    was: array[int]
+    now: array[int]
+    sizes: array[int]
 
 
 class Places:
@@ -55,13 +64,26 @@ class Places:
         where, size = self._where[at], self._sizes[at]
         return _new(Position, (where >> self._offset_bits, (where & self._mask) * ALIGNMENT, size * ALIGNMENT))
 
-    def move(self, at: int, file: int, old: int, new: int, size: int) -> bool:
-        """Let the frame lie at `new` in its file, if it lies at `old`."""
+    def ready(self, file: int, moves: list[tuple[int, int, int, int]]) -> Ready:
+        """Moves of frames in a file, as they are kept here."""
+        indexes, old, new, sizes = zip(*moves, strict=True)
+        for offset, size in ((min(new), min(sizes)), (max(new), max(sizes)), (new[-1], sizes[-1])):
+            self._check(file, offset, size)
         start = file << self._offset_bits
-        if self._where[at] != start | old // ALIGNMENT:
+        was, now = (array("Q", [start | offset // ALIGNMENT for offset in offsets]) for offsets in (old, new))
+        return Ready(array("Q", indexes), was, now, array("I", [size // ALIGNMENT for size in sizes]))
+
+    def move(self, at: int, was: int, now: int, size: int) -> None:
+        """Let the frame lie elsewhere, if it lies where it was: all as it is kept here."""
+        if self._where[at] == was:
+            self._where[at], self._sizes[at] = now, size
+
+    def move_row(self, at: int, ready: Ready) -> bool:
+        """As `move`, for consecutive frames, at once; false, and nothing done, where not all lie where they were."""
+        if not 0 <= at <= len(self) - len(ready.was) or self._where.part(at, at + len(ready.was)).plain() != ready.was:
             return False
-        self._check(file, new, size)
-        self._where[at], self._sizes[at] = start | new // ALIGNMENT, size // ALIGNMENT
+        self._where.replace(at, ready.now)
+        self._sizes.replace(at, ready.sizes)
         return True
 
     def sizes(self, start: int, end: int) -> list[int]:
@@ -136,17 +158,27 @@ class FramePlaces:
             held = self._held(index)
             return held[0][held[1]] if held is not None else None
 
-    def move(self, file: int, moves: Iterable[tuple[int, int, int, int]]) -> None:
-        """These frames lie elsewhere in the file now: (index, where it lay, where it lies, its size now) each. Of another one
-        that lies at such an index by now nothing changes."""
+    def ready(self, file: int, moves: Iterable[tuple[int, int, int, int]]) -> Iterator[Ready]:
+        """Frames that are to lie elsewhere in the file: (index, where it lies, where it will, its size then) each. A little at
+        a time, so that `move` is quick: until all have moved, nobody can read them."""
         moves = iter(moves)
-        while some := list(islice(moves, _MOVED_AT_ONCE)):  # others wait for the lock
-            with self._lock:
-                for index, old, new, size in some:
-                    held = self._held(index)
-                    if held is not None:
-                        self._sums.pop(index & -_SUMMED_AT_ONCE, None)
-                        held[0].move(held[1], file, old, new, size)
+        while some := list(islice(moves, _MOVED_AT_ONCE)):
+            yield self._chain.ready(file, some)
+
+    def move(self, ready: Ready) -> None:
+        """These frames lie elsewhere now. Of another one that lies at such an index by now nothing changes."""
+        indexes = ready.indexes
+        first, last = indexes[0], indexes[-1]
+        is_row = last + 1 - first == len(indexes) and indexes == array("Q", range(first, last + 1))
+        with self._lock:
+            for start in range(first, last + _SUMMED_AT_ONCE, _SUMMED_AT_ONCE) if is_row else indexes:
+                self._sums.pop(start & -_SUMMED_AT_ONCE, None)
+            if is_row and self._chain.move_row(first - self.base, ready):
+                return
+            for index, was, now, size in zip(*ready, strict=True):
+                held = self._held(index)
+                if held is not None:
+                    held[0].move(held[1], was, now, size)
 
     def _held(self, index: int) -> tuple[Places, int] | None:
         first, places = self.base, self._chain

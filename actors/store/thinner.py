@@ -32,7 +32,7 @@ from trilogue.actors.journal.thin_file import Thin
 from trilogue.actors.protocol.errors import Corrupt, Unavailable
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.thinning import header_of, thinned
-from trilogue.actors.store.places import FramePlaces
+from trilogue.actors.store.places import FramePlaces, Ready
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +181,12 @@ class Thinner:
             if anew.freed_bytes < self._gain_bytes // 2 and not instead:
                 anew.give_up()
                 return
+            ready: list[tuple[FramePlaces, Ready]] = []
+            for partition in anew.moves.partitions:
+                places = self._places[partition]
+                for some in places.ready(anew.file, anew.moves.of(partition)):
+                    ready.append((places, some))
+                    yield
             anew.take_place()
         except (Corrupt, OSError, Unavailable) as error:
             anew.give_up()
@@ -190,11 +196,12 @@ class Thinner:
         except BaseException:
             anew.give_up()
             raise
-        for partition in anew.moves.seen:
-            self._places[partition].move(anew.file, anew.moves.of(partition))
-        for partition, frame_index, old_offset, _, _ in anew.moves if instead else ():
-            if old_offset in instead:
-                self._is_back(partition, frame_index)
+        for places, some in ready:
+            places.move(some)
+        for partition in anew.moves.partitions if instead else ():
+            for frame_index, old_offset, _, _ in anew.moves.of(partition):
+                if old_offset in instead:
+                    self._is_back(partition, frame_index)
         journal.freed_bytes += anew.freed_bytes
         self.files_thinned += 1
         self._is_anew(anew.file)

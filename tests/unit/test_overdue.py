@@ -75,7 +75,8 @@ def test_frames_behind_which_so_many_bytes_lie_are_found_however_often_they_are_
         old = places.at(index)
         assert old is not None
         sizes[index - 1] = 8 * random.randint(10, 100)
-        places.move(1, [(index, old.offset, old.offset, sizes[index - 1])])
+        [ready] = places.ready(1, [(index, old.offset, old.offset, sizes[index - 1])])
+        places.move(ready)
 
 
 def test_a_place_is_not_waited_for_while_a_long_log_is_looked_through() -> None:

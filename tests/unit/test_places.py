@@ -1,64 +1,62 @@
-"""Where frames lie is kept in a few bytes each, and comes out as it went in."""
+"""Where frames lie, when their file is written anew: they move, a whole row at once, and others stay."""
 
 from __future__ import annotations
 
 from array import array
+from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from trilogue.actors.journal import Position
-from trilogue.actors.protocol.ids import PARTITIONS_MAX
-from trilogue.actors.protocol.invariants import InvariantBroken
-from trilogue.actors.store.places import IN_FILES, IN_LOGS, FramePlaces
+from trilogue.actors.store.places import _MOVED_AT_ONCE, FramePlaces
 
-TIB = 1 << 40
-SIZES = st.integers(1, (1 << 32) - 1).map(lambda n: n * 8)
+FRAMES = 3 * _MOVED_AT_ONCE + 10
+Moved = tuple[int, int, int, int]
 
 
-def read_back(offset_bits: int, position: Position) -> list[Position | None]:
-    """By each way in."""
-    taken, run, filled, moved = (FramePlaces(offset_bits) for _ in range(4))
-    taken.take(1, position)
-    run.take_run(1, position.file, array("Q", [position.offset]), array("Q", [position.size]))
-    filled.join(9, [], 9)
-    filled.fill(3, position, 9)
-    moved.take(1, position._replace(offset=0))
-    moved.move(position.file, [(1, 0, position.offset, position.size)])
-    return [taken.at(1), run.at(1), filled.at(3), moved.at(1)]
+def places(base: int = 1) -> FramePlaces:
+    """Frames of 80 bytes, one behind the other in file 1; those below `base` were filled in."""
+    made = FramePlaces()
+    if base > 1:
+        made.join(base, [], base)
+    made.take_run(base, 1, array("Q", [80 * k for k in range(base, FRAMES + 1)]), array("I", [80] * (FRAMES + 1 - base)))
+    for index in range(base - 1, 0, -1):
+        made.fill(index, Position(1, 80 * index, 80), index)
+    assert [made.at(index) for index in (1, FRAMES)] == [Position(1, 80, 80), Position(1, 80 * FRAMES, 80)]
+    return made
 
 
-@given(st.integers(0, PARTITIONS_MAX - 1), st.integers(0, (1 << 53) - 1), SIZES)
-def test_a_place_in_a_log_of_up_to_2_to_the_56_bytes_comes_out_as_it_went_in(log: int, offset: int, size: int) -> None:
-    position = Position(log, offset * 8, size)
-    assert read_back(IN_LOGS, position) == [position] * 4
+def move(made: FramePlaces, moves: list[Moved]) -> list[Position | None]:
+    for ready in list(made.ready(1, moves)):
+        made.move(ready)
+    return [made.at(index) for index in range(1, FRAMES + 1)]
 
 
-@given(st.integers(0, (1 << 28) - 1), st.integers(0, (1 << 36) - 1), SIZES)
-def test_a_place_in_one_of_many_files_comes_out_as_it_went_in(file: int, offset: int, size: int) -> None:
-    position = Position(file, offset * 8, size)
-    assert read_back(IN_FILES, position) == [position] * 4
+@pytest.mark.parametrize("base", [1, 2000])
+@pytest.mark.parametrize("order", ["a row", "with gaps", "twice", "backwards"])
+def test_frames_lie_where_their_file_was_written_anew_and_others_where_they_did(base: int, order: str) -> None:
+    moves: list[Moved] = [(index, 80 * index, 40 * index, 40) for index in range(5, FRAMES - 5)]
+    if order == "with gaps":
+        moves = Random(1).sample(moves, len(moves) // 2)
+    elif order == "twice":  # a frame that was superseded lies in the file, too
+        moves = [one for index, old, new, size in moves for one in ((index, old + 8, new + 8, size), (index, old, new, size))]
+    elif order == "backwards":
+        moves = moves[::-1]
+    moved = {index for index, *_ in moves}
+    assert move(places(base), moves) == [
+        Position(1, 40 * index, 40) if index in moved else Position(1, 80 * index, 80) for index in range(1, FRAMES + 1)
+    ]
 
 
-@pytest.mark.parametrize(
-    ("offset_bits", "position"),
-    [
-        (IN_FILES, Position(0, TIB // 2, 72)),  # it was taken for the first byte of file 1
-        (IN_FILES, Position(1 << 28, 0, 72)),
-        (IN_LOGS, Position(0, 1 << 56, 72)),
-        (IN_LOGS, Position(1 << 11, 0, 72)),
-        (IN_LOGS, Position(0, 4, 72)),
-        (IN_LOGS, Position(0, 0, 76)),
-        (IN_LOGS, Position(0, 0, 1 << 35)),
-        (IN_LOGS, Position(0, -8, 72)),
-    ],
-)
-def test_a_place_that_does_not_fit_is_refused_and_never_taken_for_another(offset_bits: int, position: Position) -> None:
-    places = FramePlaces(offset_bits)
-    with pytest.raises(InvariantBroken, match="has no place"):
-        places.take(1, position)
-    assert places.at(1) is None
-    if min(position) >= 0:
-        with pytest.raises(InvariantBroken, match="has no place"):
-            places.take_run(1, position.file, array("Q", [position.offset]), array("Q", [position.size]))
+def test_a_frame_that_lies_elsewhere_by_now_stays_there_and_the_row_around_it_moves() -> None:
+    made = places()
+    move(made, [(100, 8000, 8, 16)])
+    found = move(made, [(index, 80 * index, 40 * index, 40) for index in range(1, FRAMES + 1)])
+    assert found[99] == Position(1, 8, 16)
+    assert found[98:101:2] == [Position(1, 40 * 99, 40), Position(1, 40 * 101, 40)]
+
+
+def test_frames_that_are_not_held_move_nothing() -> None:
+    made = places()
+    before = move(made, [])
+    assert move(made, [(index, 80 * index, 40, 40) for index in range(FRAMES + 1, FRAMES + 5)]) == before

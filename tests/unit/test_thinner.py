@@ -369,7 +369,8 @@ def test_a_frame_that_waits_for_its_file_is_put_back_where_it_lies_when_that_is_
     store.thinner.put_back(position, whole)
     store.thin()
     assert store.back == [], "it lies in the newest file"
-    store.places.move(position.file, [(last, position.offset, position.offset + 8, position.size)])
+    for ready in store.places.ready(position.file, [(last, position.offset, position.offset + 8, position.size)]):
+        store.places.move(ready)
     assert store.thinner._taken_for((position.file, 0)) == {position.offset + 8: (position.size, whole)}
 
 

@@ -460,8 +460,7 @@ def test_a_new_file_that_holds_a_frame_more_or_less_than_was_copied_does_not_tak
         file._read_back = lambda end: iter(())  # type: ignore[method-assign]
         for _ in file.write():
             pass
-        moves = file.moves
-        for rows in (moves.partitions, moves.indexes, moves.old_offsets, moves.offsets, moves.sizes):
+        for rows in file.moves._rows[0]:
             change(rows)
         with pytest.raises(Corrupt):
             list(steps(file._temporary.stat().st_size))

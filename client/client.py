@@ -265,9 +265,9 @@ class Client:
         it ends. Costs one question for the heads of all sessions, and then only those with news. The mapping is not changed:
         note what you got, and a call that was cut short goes on from there. Raises as `heads` does.
 
-        Raises `HistoryTrimmed` when what was missed of a session is gone, wholly or in part, after what had come before of any
-        session was handed on. Put ``error.first_available - 1`` into the mapping for ``error.session``, and call it again:
-        it goes on with what is there of that session, and with the others.
+        Raises `HistoryTrimmed` at the end when what was missed of some sessions is gone, wholly or in part: of all others
+        everything was handed on. For each of ``error.gone``, session and first available seq, put that seq less one into the
+        mapping, and call it again: it goes on with what is there of them.
         """
         return self._readers().sync(cursors)
 

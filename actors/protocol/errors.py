@@ -39,6 +39,8 @@ error survives pickling (positional arguments to ``super().__init__``), since Ra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def counted(count: int, noun: str) -> str:
     """ "1 message", "2,000 messages": for sentences in errors and elsewhere."""
@@ -157,16 +159,19 @@ class HistoryTrimmed(TrilogueError):
     """Messages of the session that were asked for are gone: trimmed by hand, or by the retention that `up` was given.
 
     `first_available` is the lowest seq that can be read, or that the next message will get. Never raised for what is there.
+    `gone` says the same of all sessions that this is about: `sync` tells of several at once.
     """
 
-    def __init__(self, session: str, first_available: int) -> None:
+    def __init__(self, session: str, first_available: int, gone: Mapping[str, int] | None = None) -> None:
         super().__init__(session, first_available)
         self.session, self.first_available = session, first_available
+        self.gone = dict(gone or {session: first_available})
 
     def __str__(self) -> str:
+        others = f"; so were {len(self.gone) - 1} other sessions" if len(self.gone) > 1 else ""
         return (
             f"session {self.session!r} was trimmed: its first message is {self.first_available} now; "
-            f"read on with after={self.first_available - 1}"
+            f"read on with after={self.first_available - 1}{others}"
         )
 
 

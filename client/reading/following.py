@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
-from trilogue.actors.protocol.errors import InvalidRange, TrilogueError, UsageError
+from trilogue.actors.protocol.errors import HistoryTrimmed, InvalidRange, TrilogueError, UsageError
 from trilogue.actors.protocol.ids import check_session
 from trilogue.actors.protocol.limits import Limits
-from trilogue.actors.protocol.messages import Message
+from trilogue.actors.protocol.messages import Message, messages_of
 from trilogue.client.connecting.connections import Connections
 from trilogue.client.reading.feed import Feed
 from trilogue.client.reading.pages import SEQ_MAX, Reading, check_count
@@ -23,6 +25,7 @@ from trilogue.client.reading.subscription import Subscription
 
 CURSOR_NAME_BYTES_MAX = 255
 SYNC_BATCH_MESSAGES = 256
+SYNC_PAGES_AT_ONCE = 16
 
 Sessions = str | Mapping[str, int | None]
 
@@ -76,16 +79,46 @@ class Following:
         left = {session: head for session, head in heads.items() if head > begin[session]}
         if not left:
             return
-        news = {session: begin[session] for session in left}
-        async with Subscription(lambda: self._feed(news), self._feeds.discard) as messages:
-            while left:
-                for message in await messages.batch(SYNC_BATCH_MESSAGES):
-                    head = left.get(message.session)
-                    if head is None or message.seq > head:
-                        continue  # it is newer than this call
-                    if message.seq == head:
-                        del left[message.session]
-                    yield message
+        at = {session: begin[session] for session in left}
+        gone: dict[str, int] = {}
+        try:
+            async with Subscription(lambda: self._feed(dict(at)), self._feeds.discard) as messages:
+                while left:
+                    for message in await messages.batch(SYNC_BATCH_MESSAGES):
+                        head = left.get(message.session)
+                        if head is None or message.seq > head:
+                            continue  # it is newer than this call
+                        at[message.session] = message.seq
+                        if message.seq == head:
+                            del left[message.session]
+                        yield message
+        except HistoryTrimmed as trimmed:
+            if left.pop(trimmed.session, None) is not None:  # otherwise all that was missed of it has come
+                gone[trimmed.session] = trimmed.first_available
+        async for message in self._rest(at, left, gone):
+            yield message
+        for session, first_available in gone.items():
+            raise HistoryTrimmed(session, first_available, gone)
+
+    async def _rest(self, at: dict[str, int], heads: dict[str, int], gone: dict[str, int]) -> AsyncGenerator[Message, None]:
+        """What lies between in each session, page by page: where it is gone, `gone` is told. A subscription would end at each
+        session that was trimmed, and follow all others anew."""
+        left = deque(heads)
+        while left:
+            some = [left.popleft() for _ in range(min(len(left), SYNC_PAGES_AT_ONCE))]
+            pages = (self._reading.page(session, at[session], heads[session] - at[session]) for session in some)
+            for session, page in zip(some, await asyncio.gather(*pages, return_exceptions=True), strict=True):
+                if isinstance(page, HistoryTrimmed):
+                    gone[session] = page.first_available
+                    continue
+                if isinstance(page, BaseException):
+                    raise page
+                for message in chain.from_iterable(map(messages_of, page[0])):
+                    if message.seq <= heads[session]:
+                        at[session] = message.seq
+                        yield message
+                if at[session] < heads[session]:
+                    left.append(session)
 
     def close(self, error: TrilogueError) -> None:
         """End all of them: their readers get the error."""

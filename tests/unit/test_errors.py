@@ -44,6 +44,13 @@ def test_count_of_unsent_messages_survives_pickling() -> None:
     assert "outbox=FILE" in str(twin)
 
 
+def test_all_sessions_of_which_something_is_gone_survive_pickling() -> None:
+    twin = pickle.loads(pickle.dumps(HistoryTrimmed("room", 7, {"room": 7, "hall": 3})))  # noqa: S301
+    assert (twin.session, twin.first_available, twin.gone) == ("room", 7, {"room": 7, "hall": 3})
+    assert "after=6; so were 1 other sessions" in str(twin)
+    assert HistoryTrimmed("room", 7).gone == {"room": 7}
+
+
 def test_refusal_of_a_request_and_a_broken_invariant_survive_pickling() -> None:
     refused = pickle.loads(pickle.dumps(wire.Refused(Code.NOT_HERE, "ask WHERE")))  # noqa: S301
     assert (refused.code, refused.text, str(refused)) == (Code.NOT_HERE, "ask WHERE", "ask WHERE")

@@ -336,22 +336,51 @@ async def test_a_cursor_that_lies_below_is_told_and_moved_by_confirming_what_is_
 
 
 @in_loop
-async def test_sync_hands_on_what_came_before_names_the_session_and_goes_on_where_its_caller_says_g7_g8() -> None:
+async def test_sync_hands_on_all_that_is_there_names_all_sessions_with_a_hole_and_is_called_once_more_g7_g8() -> None:
+    """Seen: it ended at the first of them, so that thousands took thousands of calls, each of which followed all the others."""
     rooms = {f"room-{k}": 6 for k in range(40)}
-    async with system(rooms, {"room-3": 4, "room-7": 7}) as (client, _, _):
+    gone = {f"room-{k}": 3 + k % 5 for k in range(0, 40, 2)}
+    async with system(rooms, gone) as (client, actors, _):
         at = dict.fromkeys(rooms, 0) | {"room-11": 6}
-        told: list[tuple[str, int]] = []
-        while True:
-            try:
-                async for message in client.sync(at):
-                    assert message.seq == at[message.session] + 1
-                    at[message.session] = message.seq
-                break
-            except HistoryTrimmed as trimmed:
-                told.append((trimmed.session, trimmed.first_available))
-                at[trimmed.session] = trimmed.first_available - 1
-        assert sorted(told) == [("room-3", 4), ("room-7", 7)], "each is told once"
+
+        async def sync() -> None:
+            async for message in client.sync(at):
+                assert message.seq == at[message.session] + 1
+                at[message.session] = message.seq
+
+        with pytest.raises(HistoryTrimmed) as trimmed:
+            await sync()
+        assert trimmed.value.gone == gone
+        assert (trimmed.value.session, trimmed.value.first_available) in gone.items()
+        assert at == {room: 0 if room in gone else 6 for room in rooms}
+        assert sum(len(actor.said(Say.SUBSCRIBE)) for actor in actors) <= PARTITIONS
+        at |= {session: first_available - 1 for session, first_available in gone.items()}
+        await sync()
         assert at == rooms
+
+
+@in_loop
+async def test_sync_goes_on_page_by_page_in_long_sessions_behind_one_with_a_hole_g7() -> None:
+    rooms = {ROOM: 9} | {f"room-{k}": 500 for k in range(40)}
+    async with system(rooms, {ROOM: 4}) as (client, actors, cluster):
+        at = dict.fromkeys(rooms, 0)
+        for actor in actors:
+            actor.page_messages = 64
+
+        async def sync() -> None:
+            async for message in client.sync(at):
+                assert message.seq == at[message.session] + 1
+                at[message.session] = message.seq
+                if (message.session, message.seq) == ("room-7", 300):
+                    cluster.trimmed["room-8"] = 490
+
+        with pytest.raises(HistoryTrimmed) as trimmed:
+            await sync()
+        assert sum(len(actor.said(Say.HISTORY)) for actor in actors) > 100
+        assert trimmed.value.gone == {ROOM: 4, "room-8": 490}
+        assert {room: seq for room, seq in at.items() if room not in trimmed.value.gone} == {
+            room: 500 for room in rooms if room not in trimmed.value.gone
+        }
 
 
 # ---------------------------------------------------------------------- plain code

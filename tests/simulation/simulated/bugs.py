@@ -335,7 +335,7 @@ def _index_what_is_there(self: Any, upto: int, read_frame: Any) -> None:
     recent = self.recent
     while recent.upto < upto:
         try:
-            recent.take(read_frame(recent.upto + 1), self._last_seq)
+            recent.take(read_frame(recent.upto + 1), self._last_seq, self._trimmed)
         except KeyError:
             recent.upto += 1
 

@@ -10,6 +10,7 @@ from trilogue.actors.journal.identity import DirectoryLock, Identity, directory_
 from trilogue.actors.journal.interface import InPlace, StoreJournal
 from trilogue.actors.journal.journal import Journal
 from trilogue.actors.journal.records import (
+    Doubted,
     Entry,
     FenceRecord,
     FillRecord,
@@ -39,6 +40,7 @@ __all__ = [
     "JoinRecord",
     "FillRecord",
     "IncarnationRaised",
+    "Doubted",
     "JournalFull",
     "JournalBroken",
 ]

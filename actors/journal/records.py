@@ -129,6 +129,13 @@ class IncarnationRaised(NamedTuple):
     incarnation: int
 
 
+class Doubted(NamedTuple):
+    """Replayed from a journal that has a log for each partition: as `IncarnationRaised`, of that log's partition alone."""
+
+    partition: int
+    incarnation: int
+
+
 class FileRecord(NamedTuple):
     """The first record of a file."""
 
@@ -146,7 +153,7 @@ class FileRecord(NamedTuple):
         return "" if 0 <= self.end <= self.original_bytes else f"it ends at {self.end}, and at {self.original_bytes} before"
 
 
-Entry = FrameFound | FramesFound | FrameFilled | FenceRecord | JoinRecord | IncarnationRaised
+Entry = FrameFound | FramesFound | FrameFilled | FenceRecord | JoinRecord | IncarnationRaised | Doubted
 ControlRecord = FenceRecord | JoinRecord | FillRecord | ThinFrame | IncarnationRaised | FileRecord
 FILE_FORMAT = 2
 FILE_FORMAT_PLAIN = 1

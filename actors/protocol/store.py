@@ -300,6 +300,10 @@ class StoreState:
         for state in self.partitions.values():
             state.doubt()
 
+    def replay_doubt(self, partition: int) -> None:
+        """Here the store once lost the end of what it held of the partition: it cannot tell, until it joins anew."""
+        self.partition(partition).doubt()
+
     def fences(self) -> Iterable[tuple[int, Fence]]:
         """The fences in force."""
         return ((partition, state.fence) for partition, state in self.partitions.items() if state.fence.epoch)

@@ -10,7 +10,8 @@ Owns the order. It must not know an open journal's appends and reads (``journal`
    is no witness of this store, the incarnation is raised. It becomes higher than any that was used: what the record says of
    the former ones is void.
 5. In this order, each step durable: the logs say that the store cannot tell, the identity gets the incarnation, the witness
-   is written. A crash between them raises it again.
+   is written. A crash between them raises it again. What a log says stands in its place in the order, as in a journal in files:
+   a partition that was joined since can tell again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Final
 from zlib import crc32
 
 from trilogue.actors.config import Credentials
-from trilogue.actors.journal import Entry, Identity, IncarnationRaised, JournalFull
+from trilogue.actors.journal import Doubted, Entry, Identity, JournalFull
 from trilogue.actors.protocol.errors import Corrupt, DirectoryUnusable, NewerFormat, ServerUnusable, WrongCluster
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.redis_journal.journal import Log, RedisJournal, Whose, wait_command
@@ -56,7 +57,7 @@ class Opening:
 
 
 def open_redis_journal(opening: Opening, replay: Callable[[Entry], None]) -> RedisJournal:
-    """Open the journal and replay it: partition by partition, each in its order; `IncarnationRaised` last. Blocks.
+    """Open the journal and replay it: partition by partition, each in its order. Blocks.
 
     Raises `ServerUnusable`, `NewerFormat`, `WrongCluster` or `Corrupt` (the server's data is as it was; forget what was
     replayed), or `JournalBroken`.
@@ -82,7 +83,6 @@ class _Opener:
         self._shown = opening.place.shown
         self._key = identity_key(opening.cluster, opening.name)
         self._lost = False  # something that was confirmed
-        self._doubts = False
 
     def open(self, witness: Witness | None) -> RedisJournal:
         """`witness` is what the directory has."""
@@ -116,8 +116,8 @@ class _Opener:
             journal.witness(durably=True)
         except OSError as error:
             raise DirectoryUnusable(f"{opening.directory} cannot be written ({error.strerror}): make it writable") from None
-        if raised or self._doubts:
-            self._replay(IncarnationRaised(identity.incarnation))
+        for partition in logs if raised else ():
+            self._replay(Doubted(partition, identity.incarnation))
         return journal
 
     def _next_incarnation(self, identity: Identity, witness: Witness | None) -> int:
@@ -159,7 +159,6 @@ class _Opener:
                 self._lost |= (log.end, log.chain) != (seen_end, seen_chain)
         if (log.end, log.chain) != (end, chain):
             raise log.corrupt(f"it ends there with {log.chain:#010x}, and should end at byte {end} with {chain:#010x}")
-        self._doubts |= log.doubts
         return Log(keys, end, chain, epoch, log.parts, log.freed_bytes)
 
     # ------------------------------------------------------------------ the identity

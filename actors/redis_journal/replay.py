@@ -14,6 +14,7 @@ from typing import Final
 from zlib import crc32
 
 from trilogue.actors.journal import (
+    Doubted,
     Entry,
     FenceRecord,
     FillRecord,
@@ -73,7 +74,6 @@ class LogReplay:
     chain: int = 0
     freed_bytes: int = 0  # by thin frames
     parts: dict[int, int] = field(default_factory=dict)  # part -> where its first entry begins
-    doubts: bool = False  # it lost its end once, and was not joined since
     fence: FenceRecord | None = None
     state: PartitionState = field(default_factory=lambda: PartitionState(certain=True))
 
@@ -113,7 +113,7 @@ class LogReplay:
     def _control(self, header: Header, entry: bytes) -> None:
         record = decode_control(header, payload_of(entry, header), file=self.partition, offset=self.end)
         if isinstance(record, IncarnationRaised):
-            self.doubts = True
+            self.replay(Doubted(self.partition, record.incarnation))
             return
         if isinstance(record, FillRecord):
             self._fill(record)
@@ -129,7 +129,6 @@ class LogReplay:
             if record.number <= self.state.joins:
                 raise ProtocolError(f"join {record.number} of epoch {record.epoch} after join {self.state.joins}")
             self.state.join(record.number, record.first, record.prev_crc, record.intervals)
-            self.doubts = False
         self.replay(record)
 
     def _fill(self, fill: FillRecord) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trilogue.actors.journal import Entry, FenceRecord, FrameFilled, FrameFound, FramesFound, JoinRecord, Position
+from trilogue.actors.journal import Doubted, Entry, FenceRecord, FrameFilled, FrameFound, FramesFound, JoinRecord, Position
 from trilogue.actors.protocol.holdings import Fence
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.store import StoreState, Write, WriteFill, WriteFrame, WriteJoin
@@ -74,6 +74,8 @@ class StoreContents:
             kept = state.replay_join(partition, fence, entry.number, entry.first, entry.prev_crc, entry.intervals)
             if kept is not None:
                 self._places_of(partition).join(entry.first, kept, state.partition(partition).base)
+        elif isinstance(entry, Doubted):
+            state.replay_doubt(entry.partition)
         else:
             state.replay_incarnation()
 

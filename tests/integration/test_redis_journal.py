@@ -23,13 +23,13 @@ import redis
 from history_checker.redis_logs import read_redis_store
 from local_system.waiting import eventually
 from redis_server import SERVERS, NewServer
-from redis_store import DURABLE, JUMP, PARTITIONS, RedisStore, fence
+from redis_store import DURABLE, JUMP, LOG_ID, PARTITIONS, RedisStore, fence
 from trilogue.actors.config import Credentials
 from trilogue.actors.journal import (
+    Doubted,
     FillRecord,
     FrameFilled,
     FrameFound,
-    IncarnationRaised,
     JoinRecord,
     Journal,
     JournalBroken,
@@ -49,6 +49,8 @@ from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.place import parse_place
 from trilogue.actors.redis_journal.removal import remove_keys
 from trilogue.actors.redis_journal.witness import read_witness, write_witness
+from trilogue.actors.store.contents import StoreContents
+from trilogue.actors.store.places import IN_LOGS
 from trilogue.bench.recipe.server import HOST, RedisServer
 from trilogue.cluster.settings.ports import PORTS, free_port
 
@@ -347,9 +349,35 @@ def test_a_server_restored_from_a_backup_cannot_tell_what_it_held_G2(store: Redi
     shutil.copytree(backup, store.server.directory)
     store.server.start()
     del store.book[before:]
-    assert store.open() == [*store.in_order(), IncarnationRaised(2)]
+    assert store.open() == [*store.in_order(), *raised(2)]
     assert store.opened.identity == replace(who, incarnation=2)
-    assert store.open() == [*store.in_order(), IncarnationRaised(2)], "it still cannot tell: nobody has joined it since"
+    store.book += [(doubt.partition, doubt) for doubt in raised(2)]
+    assert store.open() == store.in_order(), "it still cannot tell: nobody has joined it since"
+
+
+def test_a_partition_that_was_joined_since_can_tell_again_after_any_restart_as_with_files_G2_G11(
+    store: RedisStore, tmp_path: Path
+) -> None:
+    (store.directory / "witness.json").unlink()
+    store.open()
+    incarnation = store.opened.incarnation
+    store.book += [(doubt.partition, doubt) for doubt in raised(incarnation)]
+    frame = store.opened.read(found(store, "FrameFound")[0])
+    store.append(JoinRecord(0, 2, "writer-2", "127.0.0.1:9", 1, 2, decode_frame(frame, len(frame)).header_crc, ()))
+    contents = StoreContents(LOG_ID, DEFAULT_LIMITS, IN_LOGS)
+    assert store.open(also=contents.replay) == store.in_order()
+    assert store.opened.incarnation == incarnation, "nothing more was lost"
+    assert {partition: contents.state.partition(partition).certain for partition in range(PARTITIONS)} == {
+        0: True,
+        1: False,
+        2: False,
+        3: False,
+    }
+
+
+def raised(incarnation: int) -> list[Doubted]:
+    """What is replayed behind everything else when the incarnation is raised."""
+    return [Doubted(partition, incarnation) for partition in range(PARTITIONS)]
 
 
 def flush(server: RedisServer) -> None:
@@ -372,7 +400,7 @@ def test_what_was_acked_since_the_last_second_is_missed_after_any_reason_to_end_
     shutil.rmtree(store.server.directory)
     shutil.copytree(tmp_path / "replica", store.server.directory)
     store.server.start()
-    assert store.open() == [*before, IncarnationRaised(2)]
+    assert store.open() == [*before, *raised(2)]
 
 
 def test_an_append_beside_a_reason_to_end_is_in_the_witness_or_refused_G2(
@@ -423,15 +451,15 @@ def test_a_log_with_the_same_length_and_another_end_is_noticed_G2(store: RedisSt
     store.chains[0] = chain
     store.append(store.frame(0, b"them"))
     (store.directory / "witness.json").write_bytes(witness)
-    assert IncarnationRaised(store.opened.incarnation + 1) not in store.open()[:-1]
+    assert store.open()[-PARTITIONS:] == raised(3)
     assert store.opened.incarnation == 3
 
 
 def test_without_a_witness_a_store_cannot_tell_and_takes_an_incarnation_that_was_never_used(store: RedisStore) -> None:
     (store.directory / "witness.json").unlink()
-    assert store.open()[-1] == IncarnationRaised(2 + JUMP)
+    assert store.open()[-PARTITIONS:] == raised(2 + JUMP)
     (store.directory / "witness.json").write_bytes(b"half a wit")
-    assert store.open()[-1] == IncarnationRaised(3 + 2 * JUMP)
+    assert store.open()[-PARTITIONS:] == raised(3 + 2 * JUMP)
 
 
 def test_a_log_that_was_damaged_is_refused_and_left_alone(store: RedisStore) -> None:

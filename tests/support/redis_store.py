@@ -7,6 +7,7 @@ with the book.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ class RedisStore:
         self.journal: RedisJournal | None = None
         directory.mkdir(exist_ok=True)
 
-    def open(self, url: str = "") -> list[Any]:
-        """Open the journal as another process would; what it replays."""
+    def open(self, url: str = "", also: Callable[[Entry], None] = lambda _: None) -> list[Any]:
+        """Open the journal as another process would; what it replays, which `also` is told, too."""
         replayed: list[Any] = []
 
         def replay(entry: Entry) -> None:
+            also(entry)
             if isinstance(entry, FrameFound | FrameFilled):
                 replayed.append((type(entry).__name__, entry.position, bytes(entry.payload)))
             else:

@@ -8,7 +8,8 @@ the other stores are. Rules:
 2. Reads go to one thread of their own, and see committed frames only.
 3. A full disk (or a Redis server out of memory) makes a failed member: appends and fences are refused, reads are served;
    when there is room again the process ends, and its successor opens the journal anew.
-4. A journal that cannot be opened is never served: `status` says why, and every request is refused with it.
+4. A journal that cannot be opened is never served: `status` says why, and every request is refused with it. The process ends
+   when it may be tried again (``opening``).
 5. The acceptor of the register is a thing of its own in the same directory: it answers also while the journal is full or
    refused, and the journal serves also while the acceptor is refused.
 6. A store whose directory vanished or was replaced has lost what it promised: its process ends, and its successor is a new
@@ -64,7 +65,7 @@ from trilogue.actors.pump import end_process, guarded, settle_process, spawn
 from trilogue.actors.server import Server, answer_later, listen_preferring
 from trilogue.actors.store.acceptor import VOTES, Acceptor
 from trilogue.actors.store.contents import StoreContents
-from trilogue.actors.store.opening import check_identity, lock_when_free, open_journal
+from trilogue.actors.store.opening import Watched, check_identity, lock_when_free, open_journal, refused
 from trilogue.actors.store.reader import READS, StoreReader
 from trilogue.actors.store.scrubber import Held, Scrubber
 from trilogue.actors.wire import Connection
@@ -172,9 +173,11 @@ class StoreActor:
             raise  # the process ends; its successor finds the directory free, or says the same
         except DataError as problem:
             self._settle(problem)
+            watched: Watched | None = refused(self._config, problem)
         else:
             self._serve(journal)
-        end_process(await self._reason_to_end(directory_mark(self._config.directory)))
+            watched = journal
+        end_process(await self._reason_to_end(directory_mark(self._config.directory), watched))
 
     def _serve(self, journal: StoreJournal) -> None:
         self._journal = journal
@@ -206,13 +209,13 @@ class StoreActor:
         if self._scrubber is not None:
             self._loop.call_soon_threadsafe(self._scrubber.mended, partition, index)
 
-    async def _reason_to_end(self, directory: tuple[int, ...]) -> str:
+    async def _reason_to_end(self, directory: tuple[int, ...], watched: Watched | None) -> str:
         """Returns when the process must end, to begin anew: for most stores, never."""
         while True:
             await asyncio.sleep(CHECK_S)
             if directory_mark(self._config.directory) != directory:
                 return f"{self._config.directory} is gone, or another one: what was promised here is lost"
-            if self._journal is not None and (reason := await asyncio.to_thread(self._journal.reason_to_end)):
+            if watched is not None and (reason := await asyncio.to_thread(watched.reason_to_end)):
                 return reason
 
     def _settle(self, problem: DataError | None) -> None:

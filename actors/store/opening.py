@@ -7,6 +7,7 @@ answers. Rules:
 2. A journal in files that is not whole with its summaries is opened from its files alone.
 3. A server that cannot be reached, or cannot promise what a store must, is looked at again every second, for as long as it
    takes: the store serves nothing until then, and says why.
+4. A server's data that is refused is looked at every second, too: when it was removed or replaced, the store is opened anew.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import secrets
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from trilogue.actors.config import StoreConfig
 from trilogue.actors.journal import DirectoryLock, Identity, Journal, StoreJournal, open_identity, try_lock
-from trilogue.actors.protocol.errors import Corrupt, DirectoryInUse, ServerUnusable
+from trilogue.actors.protocol.errors import Corrupt, DataError, DirectoryInUse, NewerFormat, ServerUnusable, WrongCluster
 from trilogue.actors.redis_journal.opening import Opening, open_redis_journal
 from trilogue.actors.redis_journal.place import parse_place
+from trilogue.actors.redis_journal.refused import RefusedStore
 from trilogue.actors.store.contents import StoreContents
 from trilogue.actors.store.places import IN_LOGS
 
@@ -31,6 +34,14 @@ logger = logging.getLogger(__name__)
 LOCK_RETRY_S = 0.1
 LOOK_AGAIN_S = 1.0
 JUMP_BITS = 40
+
+
+class Watched(Protocol):
+    """What is asked every second whether the process must end."""
+
+    def reason_to_end(self) -> str:
+        """Why; empty for most of the time. May block."""
+        ...
 
 
 async def lock_when_free(config: StoreConfig) -> DirectoryLock:
@@ -68,6 +79,14 @@ async def open_journal(
         except ServerUnusable as problem:
             not_yet(problem)
         await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def refused(config: StoreConfig, problem: DataError) -> RefusedStore | None:
+    """What to look at until the journal may be opened anew; nothing of one that is not, or not for its server's data."""
+    if not config.url or not isinstance(problem, Corrupt | WrongCluster | NewerFormat):
+        return None
+    directory = Path(config.directory)
+    return RefusedStore(parse_place(config.url), config.credentials, directory, config.cluster_id, config.name, config.limits)
 
 
 async def _open_files(config: StoreConfig, identity: Identity) -> tuple[StoreJournal, StoreContents]:

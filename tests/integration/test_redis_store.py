@@ -73,6 +73,34 @@ def test_acked_messages_survive_kill_9_of_the_server_and_an_emptied_one_is_fille
         assert client.dbsize() > 0
 
 
+def test_a_store_with_damaged_data_comes_back_as_a_new_one_once_its_keys_are_removed_G2_G11(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    with BareSystem(tmp_path, stores=3, urls={"store-3": f"redis://{server.address}/0"}) as system:
+        system.start(*system.stores, *system.sessions)
+        system.take("session-0")
+        send(system, b"one")
+        was = system.status("store-3")["store"]
+        client = redis.Redis.from_url(server.url)
+        (log,) = [key for key in client.keys("trilogue:*:log") if client.hlen(key)][:1]
+        offset = max(map(int, client.hkeys(log)))
+        client.hset(log, str(offset), b"x" * 80)
+        client.hset(client.keys("trilogue:*}")[0], "owner", "a test")
+        eventually(lambda: system.status("store-3") == {}, WAIT_S, "it ends, to read its server anew")
+        system.start("store-3")
+        eventually(
+            lambda: "once its keys are removed" in state(system), WAIT_S, lambda: f"it says what is damaged: {state(system)}"
+        )
+        client.delete(*client.keys("trilogue:*"))
+        eventually(lambda: system.status("store-3") == {}, WAIT_S, "it ends, to begin anew")
+        system.start("store-3")
+        eventually(lambda: state(system) == "open", WAIT_S, lambda: f"it is open again: {state(system)}")
+        assert system.status("store-3")["store"] != was
+        system.until("session-0", ranges=lambda ranges: len(ranges) == 1, members=lambda members: len(members) == 3)
+        send(system, b"two")
+        assert read(system) == [b"one", b"two"]
+
+
 def test_a_server_that_may_not_be_used_is_said_and_taken_when_it_may(new_server: NewServer, tmp_path: Path) -> None:
     server = new_server(**{**DURABLE, "maxmemory_policy": "allkeys-lru"})
     with BareSystem(tmp_path, stores=3, urls={"store-3": f"redis://{server.address}/0"}) as system:

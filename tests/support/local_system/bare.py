@@ -7,6 +7,7 @@ actors have.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ import uvloop
 
 from local_system.waiting import eventually
 from trilogue.actors.config import SessionConfig, StoreConfig
-from trilogue.actors.protocol.errors import TrilogueError, Unavailable
+from trilogue.actors.protocol.errors import DataError, TrilogueError, Unavailable
 from trilogue.actors.protocol.limits import DEFAULT_LIMITS, Limits
 from trilogue.actors.protocol.vocabulary import Say
 from trilogue.actors.wire import Refused, connect
@@ -167,7 +168,8 @@ async def run(config: dict[str, Any]) -> None:
         actor = StoreActor(StoreConfig(**config))
     else:
         actor = SessionActor(SessionConfig(**{**config, "stores": tuple(config["stores"])}), FixedBook(book))
-    await actor.ready()
+    with contextlib.suppress(DataError):  # it goes on, and says what keeps it from serving
+        await actor.ready()
     await asyncio.Event().wait()
 
 

@@ -8,18 +8,21 @@ stores, none has the other's place.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from trilogue.actors.config import Credentials
 from trilogue.actors.protocol.errors import InvalidSettings
-from trilogue.actors.redis_journal.place import is_redis, parse_place
+from trilogue.actors.redis_journal.place import is_redis, parse_place, shown_of
 from trilogue.cluster.settings.directories import whole_path
 
 FILE: Final = "file://"
 USERNAME: Final = "TRILOGUE_REDIS_USERNAME"
 PASSWORD: Final = "TRILOGUE_REDIS_PASSWORD"
+_PATH: Final = re.compile(r"[\w./~-]*")
+"""What may be a directory, and no URL with a password."""
 PASSWORD_FILE: Final = "TRILOGUE_REDIS_PASSWORD_FILE"
 
 
@@ -41,8 +44,10 @@ def normal_urls(urls: Sequence[str], data: Path) -> tuple[str, ...]:
 def _normal(url: str, number: int, data: Path) -> str:
     if is_redis(url):
         return parse_place(url).url
-    if not url.startswith(FILE) or url == FILE or "\0" in url:
-        raise InvalidSettings(f"--store {url}: write file://DIR, redis://HOST:PORT/DB or rediss://HOST:PORT/DB")
+    is_file = url.startswith(FILE)
+    if not is_file or url == FILE or "\0" in url:
+        shown = url if is_file or _PATH.fullmatch(url) else shown_of(url)
+        raise InvalidSettings(f"--store {shown}: write file://DIR, redis://HOST:PORT/DB or rediss://HOST:PORT/DB")
     directory = whole_path(url.removeprefix(FILE))
     return "" if directory == data / store_name(number) else f"{FILE}{directory}"
 

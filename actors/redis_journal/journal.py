@@ -48,8 +48,8 @@ from trilogue.actors.protocol.thinning import header_of
 from trilogue.actors.redis_journal.layout import APPEND, PART, Keys, call, identity_key, rewrite
 from trilogue.actors.redis_journal.link import Command, LinkLost, Refusal
 from trilogue.actors.redis_journal.nodes import Nodes
-from trilogue.actors.redis_journal.place import Node, RedisPlace
-from trilogue.actors.redis_journal.promise import Server
+from trilogue.actors.redis_journal.place import RedisPlace
+from trilogue.actors.redis_journal.readers import Readers
 from trilogue.actors.redis_journal.replay import PART_BYTES, chained, damaged, may_be
 from trilogue.actors.redis_journal.thin_part import ThinPart
 from trilogue.actors.redis_journal.witness import Witness, write_witness
@@ -97,17 +97,14 @@ class RedisJournal:
         self.bytes_written = 0
         self.fdatasyncs = 0
         self.freed_bytes = sum(log.freed_bytes for log in logs.values())
-        self._place, self._credentials, self._limits = place, credentials, limits
+        self._place, self._limits = place, limits
         self._cluster, self._name, self._owner = whose
         self._nodes = nodes
         self._logs = logs
         self._stopped: JournalBroken | None = None
         self._appending = threading.RLock()  # held while the state of the logs, or of the links to append, is in question
         self._append_seen = 0
-        self._reads: Nodes | None = None
-        self._reading = threading.Lock()
-        self._servers: tuple[Server, ...] = nodes.servers
-        self._known: tuple[Node, ...] = nodes.known
+        self._readers = Readers(place, credentials, limits.redis_timeout_ms, nodes)
         self._witnessed: Witness | None = None
         self._witnessing = threading.Lock()
 
@@ -148,11 +145,11 @@ class RedisJournal:
         log = self._logs[partition]
         start = log.parts.get(number, log.end)
         end = min((at for later, at in log.parts.copy().items() if later > number), default=log.end)
-        return ThinPart(log.keys, partition, start, end, self._owner, self._ask, self._change, thin, instead)
+        return ThinPart(log.keys, partition, start, end, self._owner, self._readers.ask, self._change, thin, instead)
 
     def bytes_free(self) -> int | None:
         """How much more the server takes; None where it has no bound. As it was a second ago."""
-        free = [server.bytes_free for server in self._servers]
+        free = [server.bytes_free for server in self._readers.servers]
         return min((one for one in free if one is not None), default=None)
 
     # ------------------------------------------------------------------ appending
@@ -264,7 +261,7 @@ class RedisJournal:
         partition = positions[0].file
         key = self._logs[partition].keys.log
         fields = [word for position in positions for word in (position.offset, position.offset - HEADER_BYTES)]
-        answer = self._ask(key, ["HMGET", key, *fields])
+        answer = self._readers.ask(key, ["HMGET", key, *fields])
         frames = []
         for k, position in enumerate(positions):
             entry, around = answer[2 * k], answer[2 * k + 1]
@@ -283,7 +280,7 @@ class RedisJournal:
         require(offset + size <= position.size, "a part lies inside its frame")
         keys = self._logs[position.file].keys
         command = call(PART, (keys.log,), position.offset, position.offset - HEADER_BYTES, offset, size)
-        data = self._ask(keys.log, command) or b""
+        data = self._readers.ask(keys.log, command) or b""
         if crc32(data) != crc:
             raise self._damaged(position, "a record of a stored frame fails its CRC")
         return bytes(data)
@@ -303,14 +300,14 @@ class RedisJournal:
         require(position.file == key.partition, "a frame of partition {} lies in log {}", key.partition, position.file)
         keys, offset, entry = self._logs[position.file].keys, position.offset, frame
         try:
-            there, around = self._ask(keys.log, ["HMGET", keys.log, offset, offset - HEADER_BYTES])
+            there, around = self._readers.ask(keys.log, ["HMGET", keys.log, offset, offset - HEADER_BYTES])
             if there is None:
                 there, offset = around, offset - HEADER_BYTES
                 fill = FillRecord(key.partition, frame)
                 entry = encode_control(fill, log_id=self.identity.log_id, file=position.file, offset=offset)
             if there is None or len(there) != len(entry) or not may_be(key, there):
                 raise self._damaged(position, "another record lies where a frame was stored; nothing is written there")
-            answer = self._ask(keys.log, rewrite(keys, self._owner, offset, there, entry))
+            answer = self._readers.ask(keys.log, rewrite(keys, self._owner, offset, there, entry))
         except Unavailable as error:
             raise self._damaged(position, str(error)) from None
         if answer != 1:
@@ -322,33 +319,15 @@ class RedisJournal:
 
         Raises `Unavailable` (none is), or `JournalBroken` (some may be: their places are not known any more).
         """
-        self._ask(key, ["PING"])  # one that was lost is made anew
-        wait = wait_command(self._nodes, self._place, self._limits)
-        with self._reading:
-            assert self._reads is not None
-            try:
-                answers, waited = self._reads.ask_each(((key, command) for command in commands), wait)
-            except LinkLost as error:
-                self._broken(str(error))
+        try:
+            answers, waited = self._readers.change(key, commands, wait_command(self._nodes, self._place, self._limits))
+        except LinkLost as error:
+            self._broken(str(error))
         if refused := [answer for answer in answers if answer != 1]:
             if len(refused) == len(answers):
                 raise Unavailable(f"{self._place.shown}: {_text(refused[0])}: it is tried again")
             self._broken(f"{self._place.shown}: {_text(refused[0])}")
         self._check_waited(waited)
-
-    def _ask(self, key: bytes, command: Command) -> Any:
-        """The answer of a link of the readers' own; one that was lost is made anew. Raises `Unavailable`."""
-        with self._reading:
-            try:
-                if self._reads is None or self._reads.lost:
-                    self._reads = None
-                    self._reads = Nodes.reach(self._place, self._credentials, self._limits.redis_timeout_ms, known=self._known)
-                answer = self._reads.of(key).ask(*command)
-            except (LinkLost, ServerUnusable) as error:
-                raise Unavailable(f"{error}: ask again") from None
-        if isinstance(answer, Refusal):
-            raise Unavailable(f"{self._place.shown}: {answer.text}: ask again")
-        return answer
 
     def _damaged(self, position: Position, what: str) -> Corrupt:
         return damaged(self._place.shown, position.file, position.offset, what)
@@ -372,11 +351,8 @@ class RedisJournal:
 
     def _reason_to_end(self) -> str:
         try:
-            owner = self._ask(key := identity_key(self._cluster, self._name), ["HGET", key, "owner"])
-            with self._reading:
-                assert self._reads is not None
-                self._reads.look()
-                self._servers, self._known = self._reads.servers, self._reads.known
+            owner = self._readers.ask(key := identity_key(self._cluster, self._name), ["HGET", key, "owner"])
+            self._readers.look()
             self._keep_alive()
         except (Unavailable, ServerUnusable, LinkLost) as error:
             return str(error)
@@ -384,7 +360,7 @@ class RedisJournal:
             return f"{self._place.shown} was emptied: what was promised there is lost"
         if owner.decode(errors="replace") != self._owner:
             return f"{self._place.shown}: another process has taken this store"
-        if self.full and all(server.has_room for server in self._servers):
+        if self.full and all(server.has_room for server in self._readers.servers):
             return f"{self._place.shown} has room again: the journal is opened anew"
         return ""
 
@@ -401,7 +377,7 @@ class RedisJournal:
         with self._witnessing:  # whoever comes later also writes what is newer
             logs = self._logs.copy()
             ends = tuple((log.end, log.chain) for _, log in sorted(logs.items()))
-            witness = Witness(self.identity.store, self.incarnation, ends, self._known)
+            witness = Witness(self.identity.store, self.incarnation, ends, self._readers.known)
             if durably or witness != self._witnessed:
                 write_witness(self.directory, witness, durably=durably)
                 self._witnessed = witness
@@ -411,7 +387,7 @@ class RedisJournal:
         return {
             "directory": str(self.directory),
             "url": self._place.url,
-            "server": self._servers[0].version,
+            "server": self._readers.servers[0].version,
             "waits_for": f"WAITAOF 1 {self._place.replicas}" if self._nodes.waits else "appendfsync always",
             "store": self.identity.store,
             "incarnation": self.incarnation,
@@ -426,9 +402,7 @@ class RedisJournal:
     def close(self) -> None:
         """Let go of the server; all that was appended is durable already."""
         self._nodes.close()
-        with self._reading:
-            if self._reads is not None:
-                self._reads.close()
+        self._readers.close()
 
 
 def wait_command(nodes: Nodes, place: RedisPlace, limits: Limits) -> Command | None:

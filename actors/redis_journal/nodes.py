@@ -7,7 +7,8 @@ Owns one link to each node, and the map from hash slots to them. It must not kno
    node that was known is asked; one that does not know any of them is another cluster's.
 2. The map is read when the links are made. A slot that moves afterwards answers MOVED, like any other refusal: whoever
    writes ends, and opens the journal anew.
-3. A link knows all scripts from its beginning.
+3. A link knows all scripts from its beginning. A server may be told to forget them (SCRIPT FLUSH): whoever reads loads them
+   again.
 """
 
 from __future__ import annotations
@@ -81,13 +82,18 @@ class Nodes:
             if first not in [link for _, _, link in slots]:
                 links.pop(0).close()
         servers = [look_at(link, opening=opening) for link in links]
-        for link in links:
+        nodes = cls(links, servers, slots, list(dict.fromkeys(there)))
+        nodes.load()
+        return nodes
+
+    def load(self) -> None:
+        """Let each node know all scripts. Raises `ServerUnusable` or `LinkLost`."""
+        for link in self.links:
             for answer in link.ask_all([("SCRIPT", "LOAD", script.text) for script in SCRIPTS]):
                 if isinstance(answer, Refusal):
                     raise ServerUnusable(
                         f"{link.place.shown} takes no scripts ({answer.text}): allow this user SCRIPT and EVALSHA"
                     )
-        return cls(links, servers, slots, list(dict.fromkeys(there)))
 
     @property
     def waits(self) -> bool:

@@ -569,6 +569,15 @@ def test_a_server_that_says_nothing_is_left_in_time(store: RedisStore) -> None:
     os.kill(store.server.pid, signal.SIGCONT)
 
 
+def test_scripts_that_a_server_forgot_are_loaded_again_by_who_reads(store: RedisStore) -> None:
+    position = found(store, "FrameFound")[0]
+    assert store.opened.read(position)
+    for _ in range(2):
+        client_of(store.server).script_flush()
+        assert store.opened.read_part(position, 64, 3, crc32(b"one")) == b"one"
+        assert store.opened.reason_to_end() == ""
+
+
 def test_a_server_that_cuts_idle_connections_does_not_cut_an_idle_store(new_server: NewServer, tmp_path: Path) -> None:
     server = new_server(**DURABLE, timeout="2")
     store = RedisStore(server, tmp_path / "store-1")

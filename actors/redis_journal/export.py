@@ -21,7 +21,7 @@ from trilogue.actors.journal import (
 )
 from trilogue.actors.journal.records import ThinFrame, decode_control
 from trilogue.actors.protocol.errors import Corrupt, ServerUnusable
-from trilogue.actors.protocol.frames import decode_header, payload_of
+from trilogue.actors.protocol.frames import HEADER_BYTES, decode_header, payload_of
 from trilogue.actors.protocol.limits import Limits
 from trilogue.actors.protocol.thinning import FLAG_THIN
 from trilogue.actors.redis_journal.layout import WALK, call, identity_key, partition_keys
@@ -29,7 +29,7 @@ from trilogue.actors.redis_journal.link import LinkLost
 from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.opening import decode_identity, good
 from trilogue.actors.redis_journal.place import RedisPlace
-from trilogue.actors.redis_journal.replay import LogReplay, step_of
+from trilogue.actors.redis_journal.replay import LogReplay, holds_fill, step_of
 from trilogue.actors.redis_journal.witness import read_witness
 
 
@@ -99,6 +99,8 @@ def _records(
         header = decode_header(entry, 0, len(entry))
         if header.flags == 0:
             yield entry
+        elif holds_fill(entry):
+            yield FillRecord(partition, payload_of(entry, header)[HEADER_BYTES:])
         elif header.flags == FLAG_THIN:
             yield ThinFrame(partition, entry)
         else:

@@ -50,7 +50,7 @@ from trilogue.actors.redis_journal.link import Command, LinkLost, Refusal
 from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.place import RedisPlace
 from trilogue.actors.redis_journal.readers import Readers
-from trilogue.actors.redis_journal.replay import PART_BYTES, chained, damaged, may_be
+from trilogue.actors.redis_journal.replay import PART_BYTES, chained, damaged, filled_in, may_be, refilled
 from trilogue.actors.redis_journal.thin_part import ThinPart
 from trilogue.actors.redis_journal.witness import Witness, write_witness
 
@@ -144,6 +144,8 @@ class RedisJournal:
         partition, number = part
         log = self._logs[partition]
         start = log.parts.get(number, log.end)
+        if min(instead, default=start) < start:
+            start = min(instead) - HEADER_BYTES  # it was filled in by a record that begins in the part before
         end = min((at for later, at in log.parts.copy().items() if later > number), default=log.end)
         return ThinPart(log.keys, partition, start, end, self._owner, self._readers.ask, self._change, thin, instead)
 
@@ -265,7 +267,7 @@ class RedisJournal:
         frames = []
         for k, position in enumerate(positions):
             entry, around = answer[2 * k], answer[2 * k + 1]
-            frame = entry if entry is not None else (around or b"")[HEADER_BYTES : HEADER_BYTES + position.size]
+            frame = entry if entry is not None else filled_in(around, position.size)
             try:
                 header = header_of(frame, position.size)
             except ProtocolError as error:
@@ -305,6 +307,8 @@ class RedisJournal:
                 there, offset = around, offset - HEADER_BYTES
                 fill = FillRecord(key.partition, frame)
                 entry = encode_control(fill, log_id=self.identity.log_id, file=position.file, offset=offset)
+                if there is not None and len(there) == len(entry) + HEADER_BYTES:  # it came back in this size
+                    entry = refilled(there, frame, position.file, offset)
             if there is None or len(there) != len(entry) or not may_be(key, there):
                 raise self._damaged(position, "another record lies where a frame was stored; nothing is written there")
             answer = self._readers.ask(keys.log, rewrite(keys, self._owner, offset, there, entry))

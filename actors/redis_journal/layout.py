@@ -120,6 +120,7 @@ PART: Final = _script("""
 local entry, skip = redis.call('HGET', KEYS[1], ARGV[1]), tonumber(ARGV[3])
 if not entry then
     entry, skip = redis.call('HGET', KEYS[1], ARGV[2]), skip + tonumber(ARGV[1]) - tonumber(ARGV[2])
+    if entry and string.byte(entry, 7) == 32 then skip = skip + 64 end
 end
 if not entry then return false end
 return string.sub(entry, skip + 1, skip + tonumber(ARGV[4]))
@@ -135,8 +136,8 @@ if redis.sha1hex(there) ~= ARGV[3] then return 'another entry lies there' end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[4])
 return 1
 """)
-"""KEYS head log; owner, offset, the SHA-1 of the entry that lies there, entry -> 1, or why not. No entry becomes larger, so a
-full server may do it, too."""
+"""KEYS head log; owner, offset, the SHA-1 of the entry that lies there, entry -> 1, or why not. An entry becomes larger only
+when a frame comes back that went bad, so a full server may do it, too."""
 
 SCRIPTS: Final = (OWN, CLAIM, APPEND, WALK, PART, REWRITE)
 

@@ -2,8 +2,10 @@
 
 Owns the checks. It must not know connections. An entry verifies as a journal's record does (``journal.scan``): its CRCs and
 its padding hold, it is of this log, a control record says that it lies where it lies, a frame follows in its chain, fences
-and joins only go up, a fill is a whole frame below the base. There is no torn write here (each script writes all or
-nothing), so whatever does not verify is `Corrupt`: the store serves nothing, and nothing is changed.
+and joins only go up, a fill is a whole frame below the base. A frame that was filled in, went bad and came back in another size
+stands behind the header of its FILL in a record of the form of a thin frame: it keeps its place in the log and in the chain.
+There is no torn write here (each script writes all or nothing), so whatever does not verify is `Corrupt`: the store serves
+nothing, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from trilogue.actors.journal import (
 from trilogue.actors.journal.records import FLAG_FILL, check_place, decode_control, follows
 from trilogue.actors.journal.salvage import FrameKey
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError
-from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_frame, decode_header, padded, payload_of
+from trilogue.actors.protocol.frames import HEADER_BYTES, Header, decode_frame, decode_header, encode_frame, padded, payload_of
 from trilogue.actors.protocol.holdings import Fence, PartitionState
 from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, inner_of, is_thin, payload_of_records
 
@@ -49,6 +51,50 @@ def step_of(entry: bytes) -> int:
 def _own_header(entry: bytes) -> bytes:
     """The header that it was appended with."""
     return entry[HEADER_BYTES : 2 * HEADER_BYTES] if is_thin(entry) else entry[:HEADER_BYTES]
+
+
+def _fill_header(entry: bytes, at: int, partition: int, offset: int) -> Header | None:
+    """The header of the FILL that was appended at `offset`, if it stands at `at` in the entry, and is whole."""
+    try:
+        own = decode_header(entry, at, _ANY_BYTES)
+        check_place(own, file=partition, offset=offset)
+    except ProtocolError:
+        return None
+    return own if own.flags == FLAG_FILL else None
+
+
+def holds_fill(entry: bytes) -> bool:
+    """Whether a frame was filled in by an entry that has come back in another size."""
+    return is_thin(entry) and entry[HEADER_BYTES + 6] == FLAG_FILL
+
+
+def filled_in(entry: bytes | None, size: int) -> bytes:
+    """The bytes of the frame of this size that was filled in by the entry."""
+    if entry is None or len(entry) < HEADER_BYTES:
+        return b""
+    at = 2 * HEADER_BYTES if is_thin(entry) else HEADER_BYTES
+    return entry[at : at + size]
+
+
+def refilled(entry: bytes, frame: bytes, partition: int, offset: int) -> bytes:
+    """What is to lie at `offset` instead of an entry with a filled-in frame that went bad, so that `frame` is read there.
+
+    Raises `ProtocolError` if the FILL's own header went bad, too: the chain of headers cannot do without it.
+    """
+    for at in (0, HEADER_BYTES):
+        own = _fill_header(entry, at, partition, offset)
+        if own is not None:
+            break
+    else:
+        raise ProtocolError("the header of what was filled in went bad, too")
+    head = entry[at : at + HEADER_BYTES]
+    if (own.payload_bytes, own.payload_crc) == (len(frame), crc32(frame)):
+        return head + frame
+    data, _ = encode_frame(
+        log_id=own.log_id, partition=own.partition, epoch=own.epoch, index=offset, prev_crc=0, count=partition,
+        committed_upto=0, payload=head + frame, flags=FLAG_THIN,
+    )  # fmt: skip
+    return data
 
 
 def may_be(key: FrameKey, entry: bytes) -> bool:
@@ -86,7 +132,7 @@ class LogReplay:
                     raise ProtocolError(f"a record of log {header.log_id}")
                 if header.flags == FLAG_THIN:
                     check_place(header, file=self.partition, offset=self.end)
-                    self._frame(inner_of(header, payload_of(entry, header)), entry)
+                    self._thin(header, entry)
                 elif header.flags == 0:
                     self._frame(header, entry)
                 else:
@@ -109,6 +155,15 @@ class LogReplay:
             raise ProtocolError(f"{problem or f'frame {header.index}'} of partition {header.partition}")
         self.state.take(header)
         self.replay(FrameFound(header, Position(self.partition, self.end, len(entry)), payload_of_records(entry)))
+
+    def _thin(self, header: Header, entry: bytes) -> None:
+        if not holds_fill(entry):
+            self._frame(inner_of(header, payload_of(entry, header)), entry)
+            return
+        own = _fill_header(entry, HEADER_BYTES, self.partition, self.end)
+        if own is None or own.log_id != self.log_id:
+            raise ProtocolError("what came back for a frame that was filled in does not say so")
+        self._fill(FillRecord(own.partition, payload_of(entry, header)[HEADER_BYTES:]))
 
     def _control(self, header: Header, entry: bytes) -> None:
         record = decode_control(header, payload_of(entry, header), file=self.partition, offset=self.end)

@@ -7,7 +7,8 @@ messages are gone, nor when there is time. Rules:
 1. A part is the entries that begin in a stretch of offsets; nothing is appended to it any more.
 2. A thin frame takes the place of the frame's own entry, at the same offset. What follows stays where it is: the header in it
    tells how far the next entry is, and is the one that the chain of headers goes over (``replay``).
-3. What was filled in below a partition's base stays as it came: a FILL has no such header inside.
+3. What was filled in below a partition's base stays as it came: a FILL has no such header inside. If it went bad, what a peer
+   sent takes its place, in whatever size (`refilled`).
 4. All that is changed goes out at once, and is on the server's disk before any place changes. Whoever is interrupted leaves
    each entry whole or thin, and every CRC in order.
 """
@@ -20,10 +21,11 @@ from typing import Any, Final
 from trilogue.actors.journal import Position
 from trilogue.actors.journal.thin_file import Moves, Thin
 from trilogue.actors.protocol.errors import Corrupt, ProtocolError
+from trilogue.actors.protocol.frames import HEADER_BYTES
 from trilogue.actors.protocol.thinning import FLAG_THIN, header_of, is_thin, placed
 from trilogue.actors.redis_journal.layout import WALK, Keys, call, rewrite
 from trilogue.actors.redis_journal.link import Command
-from trilogue.actors.redis_journal.replay import step_of
+from trilogue.actors.redis_journal.replay import holds_fill, refilled, step_of
 
 _ANY_BYTES: Final = 1 << 33
 PAGE_BYTES: Final = 256 * 1024
@@ -60,7 +62,7 @@ class ThinPart:
                 raise Corrupt(f"no entry lies at byte {at} of the log of partition {self.file}")
             for entry in entries:
                 was, at = at, at + self._take(at, entry)
-                if was in self._instead:
+                if was in self._instead or was + HEADER_BYTES in self._instead:
                     break  # the server may not know how far the next one is
             yield
 
@@ -75,10 +77,12 @@ class ThinPart:
     def _take(self, offset: int, entry: bytes) -> int:
         """Decide on one entry; how far the next one is."""
         try:
+            if offset + HEADER_BYTES in self._instead:  # no record is so short that another one could begin there
+                return self._refill(offset, entry)
             if offset in self._instead:
                 size, left = self._instead[offset]
                 header = header_of(left, _ANY_BYTES)
-            elif entry[6] not in (0, FLAG_THIN):
+            elif entry[6] not in (0, FLAG_THIN) or holds_fill(entry):
                 return step_of(entry)
             else:
                 size = len(entry)
@@ -92,3 +96,13 @@ class ThinPart:
             self.freed_bytes += size - len(left)
             self.moves.add(header.partition, header.index, offset, offset, len(left))
         return header.frame_bytes
+
+    def _refill(self, offset: int, entry: bytes) -> int:
+        place = offset + HEADER_BYTES
+        _, frame = self._instead[place]
+        header = header_of(frame, _ANY_BYTES)
+        left = refilled(entry, frame, self.file, offset)
+        self._changed.append((offset, entry, left))
+        self.freed_bytes += len(entry) - len(left)
+        self.moves.add(header.partition, header.index, place, place, len(frame))
+        return step_of(left)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import redis
 
 from history_checker.redis_logs import read_redis_store
 from redis_server import NewServer
-from redis_store import DURABLE
+from redis_store import DURABLE, RedisStore
 from trilogue.actors.config import Credentials
-from trilogue.actors.journal import Identity, JournalBroken
+from trilogue.actors.journal import FillRecord, Identity, JoinRecord, JournalBroken
 from trilogue.actors.protocol.errors import Corrupt
-from trilogue.actors.protocol.messages import FLOOR, TRIM
-from trilogue.actors.protocol.thinning import header_of, is_thin
+from trilogue.actors.protocol.messages import FLOOR, TRIM, pack_records
+from trilogue.actors.protocol.thinning import header_of, is_thin, placed, thinned
 from trilogue.actors.redis_journal.export import export_store
 from trilogue.actors.redis_journal.journal import RedisJournal
+from trilogue.actors.redis_journal.layout import partition_keys
 from trilogue.actors.redis_journal.link import LinkLost
 from trilogue.actors.redis_journal.nodes import Nodes
 from trilogue.actors.redis_journal.opening import Opening, open_redis_journal
@@ -162,6 +164,57 @@ def test_a_thin_entry_that_went_bad_is_noticed_and_put_back(store: Store, server
     assert header_of(store.frame(1), len(whole)) == header_of(whole, len(whole))
     assert store.originals("s", 1, MESSAGES) == {n: n for n in range(1, MESSAGES + 1)}
     assert store.reopen().places.last_index == store.places.last_index
+
+
+def test_a_filled_in_frame_that_went_bad_is_put_back_in_the_size_that_a_peer_has_g2(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    """A frame that was filled in whole is thin on the peer, or the other way round; after that the log is as it was."""
+    store, client = RedisStore(server, tmp_path / "store-1"), redis.Redis.from_url(server.url)
+    store.open()
+    records = pack_records([run("s", 1, 8), run("t", 1, 8)])
+    whole = store.frame(1, records, index=4, prev_crc=99, count=2)
+    thin = placed(thinned(whole, lambda item: item[1] == "s", 0), 7, 12_344)
+    thinner = placed(thinned(whole, lambda item: True, 0), 7, 8)
+    assert len(thinner) < len(thin) < len(whole)
+    header = header_of(whole, len(whole))
+    store.append(JoinRecord(1, 1, "writer-1", "127.0.0.1:9", 1, 5, header.header_crc, ()))
+    store.chains[1] = [0, 0, 0, header.header_crc]
+    store.append(FillRecord(1, whole))
+    (place,) = [entry[1] for entry in store.in_order() if entry[0] == "FrameFilled"]
+    for _ in range(9):
+        store.append(store.frame(1, pack_records([run("t", 9, 1024)])))
+    others = [entry for entry in store.in_order() if entry[0] != "FrameFilled"]
+    keys = partition_keys(CLUSTER * 32, "store-1", store.opened.identity.store, 1)
+    key, field = keys.log.decode(), str(place.offset - 64)
+
+    was = place
+    for frame in (thin, thinner, whole, thinner, thin):
+        entry = client.hget(key, field) or b""
+        client.hset(key, field, entry[:-9] + bytes([entry[-9] ^ 1]) + entry[-8:])
+        with pytest.raises(Corrupt):
+            store.opened.read(was)
+        part = store.opened.part_of(was)
+        anew = store.opened.written_anew(part, lambda *entry: entry[3], {was.offset: (was.size, frame)})
+        assert [*anew.write()]
+        anew.take_place()
+        assert [*anew.moves.of(1)] == [(4, place.offset, place.offset, len(frame))]
+        was = place._replace(size=len(frame))
+        assert store.opened.read(was) == frame
+        assert store.opened.read_part(was, 64, 60, crc32(frame[64:124])) == frame[64:124]
+        replayed = store.open()
+        assert store.opened.incarnation == 1
+        assert [entry for entry in replayed if entry[0] != "FrameFilled"] == others
+        assert [entry[1] for entry in replayed if entry[0] == "FrameFilled"] == [was]
+        again = store.opened.written_anew(part, lambda *entry: entry[3], {})
+        assert [*again.write()]
+        assert again.moves.partitions == [], "as it came, from then on"
+    seen = read_redis_store(client, "store-1")
+    assert seen.damage == []
+    client.hset(key, field, b"x" * 300)
+    anew = store.opened.written_anew(part, lambda *entry: entry[3], {was.offset: (was.size, whole)})
+    with pytest.raises(Corrupt, match="the header of what was filled in went bad, too"):
+        list(anew.write())
 
 
 def test_the_checkers_own_reader_takes_thin_frames_for_what_they_are(server: RedisServer, store: Store) -> None:

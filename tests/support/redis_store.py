@@ -63,12 +63,14 @@ class RedisStore:
         assert self.journal is not None
         return self.journal
 
-    def frame(self, partition: int = 0, body: bytes = b"body", committed: int = 0, index: int = 0, prev_crc: int = 0) -> bytes:
+    def frame(
+        self, partition: int = 0, body: bytes = b"body", committed: int = 0, index: int = 0, prev_crc: int = 0, count: int = 1
+    ) -> bytes:
         """The partition's next frame; with an `index`, one that lies elsewhere."""
         chain = self.chains.setdefault(partition, [])
         data, crc = encode_frame(
             log_id=LOG_ID, partition=partition, epoch=1, index=index or len(chain) + 1,
-            prev_crc=prev_crc if index else (chain[-1] if chain else 0), count=1, committed_upto=committed, payload=body,
+            prev_crc=prev_crc if index else (chain[-1] if chain else 0), count=count, committed_upto=committed, payload=body,
         )  # fmt: skip
         if not index:
             chain.append(crc)

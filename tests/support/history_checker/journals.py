@@ -297,13 +297,16 @@ def _take_record(data: mmap | bytes, offset: int, log_id: int, contents: StoreCo
         return record.following
     partition = record.partition
     holding = contents.partitions.setdefault(partition, Holding())
-    if record.flags in (FRAME, THIN):
+    came_back = record.flags == THIN and record.payload[6] == FILL  # on a server, where a filled-in frame went bad
+    if record.flags in (FRAME, THIN) and not came_back:
         if record.flags == THIN and record.index != offset:
             raise _Bad(f"a thin frame that belongs at byte {record.index}")
         index, frame = _frame_of(record, log_id)
         holding.take(index, frame, contents.damage, f"partition {partition} frame {index} of epoch {frame.epoch}")
-    elif record.flags == FILL:
-        inner = _record_at(record.payload, 0, log_id)
+    elif record.flags in (FILL, THIN):
+        if came_back and record.index != offset:
+            raise _Bad(f"a filled-in frame that belongs at byte {record.index}")
+        inner = _record_at(record.payload[HEADER.size :] if came_back else record.payload, 0, log_id)
         if inner.flags not in (FRAME, THIN) or inner.partition != partition:
             raise _Bad(f"a record of partition {inner.partition} was filled into partition {partition}")
         index, frame = _frame_of(inner, log_id)

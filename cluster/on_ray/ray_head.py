@@ -29,7 +29,9 @@ from trilogue.cluster.settings.files import make_directory, write_whole
 from trilogue.cluster.settings.ports import free_port
 from trilogue.cluster.settings.runfile import PROGRAM, RayRun
 
-HEAD_PORTS = range(6400, 9900)  # outside 10002-19999, where Ray's workers listen, and outside the ephemeral ports
+# Below 8265, which Ray keeps for its dashboard, also where there is none; outside 10002-19999, where its workers listen; and
+# outside the ephemeral ports.
+HEAD_PORTS = range(6400, 8200)
 HEAD_START_TIMEOUT_S = 60.0
 HEAD_CPUS = 2
 OBJECT_STORE_BYTES = 78_643_200  # the least that Ray accepts: messages never travel through it

@@ -174,3 +174,18 @@ def _ray_address() -> str:
     import ray
 
     return str(ray.get_runtime_context().gcs_address)
+
+
+def test_a_head_of_ours_takes_no_port_that_ray_keeps_for_another_of_its_parts() -> None:
+    from ray._private import ray_constants
+
+    from trilogue.cluster.on_ray.ray_head import HEAD_PORTS
+
+    client_server_port, worker_ports = 10_001, range(10_002, 20_000)
+    kept = {
+        ray_constants.DEFAULT_DASHBOARD_PORT,
+        ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT,
+        client_server_port,
+        *worker_ports,
+    }
+    assert kept.isdisjoint(HEAD_PORTS)

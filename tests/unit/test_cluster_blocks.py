@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_session_actor import TOKEN, Cluster, FakeSessionActor, in_loop
+from fake_session_actor import TOKEN, Cluster, FakeSessionActor, in_loop, until
 from trilogue.actors.protocol.errors import TrilogueError
 from trilogue.actors.protocol.messages import RUN, Run
 from trilogue.actors.protocol.vocabulary import Say
@@ -124,16 +123,10 @@ async def test_connections_live_while_a_block_is_looked_at() -> None:
         actor.page_messages = 50
         part = await plan(actor)
 
-        def slowly() -> int:
-            them = read(part, ["seq"], is_again=False)
-            rows = next(them).num_rows
-            deadline = time.monotonic() + 10
-            while len(actor.said(Say.RECORDS)) < 6:  # two blocks more are read meanwhile
-                assert time.monotonic() < deadline, "nothing is read while a block is looked at"
-                time.sleep(0.001)
-            return rows + sum(block.num_rows for block in them)
-
-        assert await asyncio.to_thread(slowly) == 2000
+        them = read(part, ["seq"], is_again=False)
+        rows = (await asyncio.to_thread(next, them)).num_rows
+        await until(lambda: len(actor.said(Say.RECORDS)) >= 6, "two blocks more, read while this one is looked at")
+        assert rows + await asyncio.to_thread(lambda: sum(block.num_rows for block in them)) == 2000
 
 
 @in_loop

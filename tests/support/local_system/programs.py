@@ -28,8 +28,6 @@ class LoadProgram:
     def __init__(self, system: LocalSystem, config: Config) -> None:
         self._system = system
         self.config = config
-        self._told = 0  # how many commands this life was given
-        self._answers: queue.Queue[str] = queue.Queue()
         self._start()
 
     @property
@@ -110,8 +108,8 @@ class LoadProgram:
                 stderr=sink,
                 text=True,
             )
-        self._told = 0
-        self._answers = queue.Queue()
+        self._told = 0  # how many commands this life was given
+        self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_lines, args=(self._process, self._answers), daemon=True).start()
 
     def _log_file(self) -> Path:
